@@ -1,0 +1,288 @@
+"""Settings of one build, as frozen dataclasses that check themselves.
+
+Precedence: command-line flag, then the TOML file, then the defaults here. Unknown keys are
+refused with a suggestion; ``BuildConfig.from_mapping`` is the only way in from a file.
+"""
+
+import dataclasses
+import difflib
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import UnionType
+from typing import Any, Self, get_args, get_type_hints
+
+from schemas.errors import ConfigError
+
+FUSION_METHODS = ("ttf", "none", "uniform", "random")
+FUSION_ORDERS = ("chronological", "anchor_first")
+DECODERS = ("auto", "decord", "pyav")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+RUNNERS = ("local", "ray")
+
+
+def _require(holds: bool, where: str, value: object, expected: str) -> None:
+    if not holds:
+        raise ConfigError(f"{where} = {value!r} is not possible: expected {expected}")
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingConfig:
+    """Which frames are sampled: the rule of ``Qwen3VLVideoProcessor.sample_frames``.
+
+    ``num_frames`` samples exactly that many frames and overrides ``fps``.
+    """
+
+    fps: float = 2.0
+    num_frames: int | None = None
+    min_frames: int = 4
+    max_frames: int = 768
+
+    def __post_init__(self) -> None:
+        _require(0 < self.fps <= 1000, "sampling.fps", self.fps, "a number in (0, 1000]")
+        _require(self.min_frames >= 1, "sampling.min_frames", self.min_frames, "at least 1")
+        _require(
+            self.max_frames >= self.min_frames,
+            "sampling.max_frames",
+            self.max_frames,
+            f"at least sampling.min_frames ({self.min_frames})",
+        )
+        if self.num_frames is not None:
+            _require(self.num_frames >= 1, "sampling.num_frames", self.num_frames, "at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class PreprocessConfig:
+    """What overrides the checkpoint's ``video_preprocessor_config.json``.
+
+    ``min_pixels`` and ``max_pixels`` are budgets over ALL sampled frames of a video
+    (``size.shortest_edge`` and ``size.longest_edge`` of the processor); None keeps the checkpoint's.
+    """
+
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    cap_pixels_per_frame: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("min_pixels", "max_pixels"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"preprocess.{name}", value, "at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeConfig:
+    """How videos are decoded, and when to give up.
+
+    A decode may take ``deadline_seconds + deadline_per_second * duration_seconds``.
+    ``max_frame_pixels`` limits width x height before anything is decoded.
+    """
+
+    decoder: str = "auto"
+    max_frame_pixels: int = 8192 * 4352
+    deadline_seconds: float = 60.0
+    deadline_per_second: float = 2.0
+    threads: int = 1
+    children: int = 1
+
+    def __post_init__(self) -> None:
+        _require(self.decoder in DECODERS, "decode.decoder", self.decoder, f"one of {DECODERS}")
+        _require(
+            self.max_frame_pixels >= 1,
+            "decode.max_frame_pixels",
+            self.max_frame_pixels,
+            "at least 1",
+        )
+        _require(self.deadline_seconds > 0, "decode.deadline_seconds", self.deadline_seconds, "> 0")
+        _require(
+            self.deadline_per_second >= 0,
+            "decode.deadline_per_second",
+            self.deadline_per_second,
+            "at least 0",
+        )
+        _require(1 <= self.threads <= 64, "decode.threads", self.threads, "1 to 64")
+        _require(1 <= self.children <= 64, "decode.children", self.children, "1 to 64")
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderConfig:
+    """Which vision encoder runs, and where.
+
+    ``model`` is a local directory or a hub id. ``device`` "auto" takes CUDA when there is any;
+    ``dtype`` "auto" takes the checkpoint's. ``max_patches_per_call`` bounds the memory of one
+    encoder call: longer videos are encoded in chunks of whole token frames, short ones together.
+    """
+
+    model: str = ""
+    revision: str | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    max_patches_per_call: int = 32768
+
+    def __post_init__(self) -> None:
+        _require(self.dtype in DTYPES, "encoder.dtype", self.dtype, f"one of {DTYPES}")
+        _require(
+            self.max_patches_per_call >= 1,
+            "encoder.max_patches_per_call",
+            self.max_patches_per_call,
+            "at least 1",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class FusionConfig:
+    """How redundant tokens are fused.
+
+    ``threshold``: a token is fused when its best cosine is strictly greater. ``window``: side of
+    the square searched in the anchor. ``budget``: exact number of tokens kept, an int, or a
+    fraction of the video's visual tokens, a float in (0, 1]. ``seed`` is used by "random" only.
+    """
+
+    method: str = "ttf"
+    threshold: float = 0.70
+    window: int = 3
+    budget: float | int | None = None
+    order: str = "chronological"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require(
+            self.method in FUSION_METHODS, "fusion.method", self.method, f"one of {FUSION_METHODS}"
+        )
+        _require(-1 < self.threshold <= 1, "fusion.threshold", self.threshold, "in (-1, 1]")
+        _require(self.window in (1, 3, 5, 7), "fusion.window", self.window, "1, 3, 5 or 7")
+        _require(self.order in FUSION_ORDERS, "fusion.order", self.order, f"one of {FUSION_ORDERS}")
+        if self.budget is not None:
+            check_budget(self.budget, "fusion.budget")
+
+
+@dataclass(frozen=True, slots=True)
+class StoreConfig:
+    """How the cache is written: a shard is closed once it holds ``shard_bytes``."""
+
+    shard_bytes: int = 256 * 2**20
+    max_videos_per_task: int = 16
+
+    def __post_init__(self) -> None:
+        _require(self.shard_bytes >= 1, "store.shard_bytes", self.shard_bytes, "at least 1")
+        _require(
+            self.max_videos_per_task >= 1,
+            "store.max_videos_per_task",
+            self.max_videos_per_task,
+            "at least 1",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RunConfig:
+    """Where a build runs and when it gives up.
+
+    ``max_failures``: an int is a count, a float in (0, 1) a fraction of the videos tried so far
+    that counts after the first 100; None never stops.
+    """
+
+    runner: str = "local"
+    address: str | None = None
+    workers: int = 1
+    cpus_per_worker: float = 1.0
+    gpus_per_worker: float = 0.0
+    max_failures: float | int | None = None
+
+    def __post_init__(self) -> None:
+        _require(self.runner in RUNNERS, "run.runner", self.runner, f"one of {RUNNERS}")
+        _require(1 <= self.workers <= 10_000, "run.workers", self.workers, "1 to 10000")
+        _require(self.cpus_per_worker >= 0, "run.cpus_per_worker", self.cpus_per_worker, ">= 0")
+        _require(self.gpus_per_worker >= 0, "run.gpus_per_worker", self.gpus_per_worker, ">= 0")
+        if isinstance(self.max_failures, float):
+            _require(
+                0 < self.max_failures < 1, "run.max_failures", self.max_failures, "in (0, 1) or int"
+            )
+        elif self.max_failures is not None:
+            _require(self.max_failures >= 0, "run.max_failures", self.max_failures, "at least 0")
+
+
+def check_budget(budget: float | int, where: str = "budget") -> None:
+    """Raise ConfigError unless ``budget`` is an int >= 1 or a float in (0, 1]."""
+    if isinstance(budget, float):
+        _require(0 < budget <= 1, where, budget, "a fraction in (0, 1] or a whole number of tokens")
+    else:
+        _require(budget >= 1, where, budget, "at least 1 token, or a fraction in (0, 1]")
+
+
+def budget_tokens(budget: float | int, num_tokens: int) -> int:
+    """Tokens that ``budget`` grants a video of ``num_tokens``: at least 1, never more than all."""
+    check_budget(budget)
+    granted = int(budget * num_tokens) if isinstance(budget, float) else budget
+    return max(1, min(granted, num_tokens))
+
+
+@dataclass(frozen=True, slots=True)
+class BuildConfig:
+    """Everything a build needs to know besides the corpus and the cache folder."""
+
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    fusion: FusionConfig = field(default_factory=FusionConfig)
+    store: StoreConfig = field(default_factory=StoreConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[str, Any], *, source: str = "config") -> Self:
+        """Build from ``{section: {key: value}}``.
+
+        Raises:
+            ConfigError: an unknown section or key (with the nearest known one), or a bad value.
+        """
+        sections = {f.name: f for f in dataclasses.fields(cls)}
+        values: dict[str, Any] = {}
+        for name, body in mapping.items():
+            if name not in sections:
+                raise ConfigError(_unknown(f"{source}: section [{name}]", name, list(sections)))
+            if not isinstance(body, Mapping):
+                raise ConfigError(f"{source}: {name} must be a section [{name}], got {body!r}")
+            section_type = get_type_hints(cls)[name]
+            values[name] = section_type(**_checked_keys(section_type, body, f"{source}: {name}"))
+        return cls(**values)
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> Self:
+        """Read a TOML file; errors name the file."""
+        try:
+            mapping = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"cannot read config file {path}: {error.strerror}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"config file {path} is not valid TOML: {error}") from error
+        return cls.from_mapping(mapping, source=str(path))
+
+    def override(self, section: str, **values: Any) -> Self:
+        """A copy with the values that are not None replaced in one section."""
+        given = {key: value for key, value in values.items() if value is not None}
+        return dataclasses.replace(
+            self, **{section: dataclasses.replace(getattr(self, section), **given)}
+        )
+
+
+def _checked_keys(section_type: type, body: Mapping[str, Any], where: str) -> dict[str, Any]:
+    hints = get_type_hints(section_type)
+    values: dict[str, Any] = {}
+    for key, value in body.items():
+        if key not in hints:
+            raise ConfigError(_unknown(f"{where}.{key}", key, list(hints)))
+        hint = hints[key]
+        allowed = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+        if type(value) is int and float in allowed and int not in allowed:
+            value = float(value)
+        if type(value) not in allowed:
+            names = " or ".join(t.__name__ for t in allowed if t is not type(None))
+            raise ConfigError(f"{where}.{key} = {value!r} has the wrong type: expected {names}")
+        values[key] = value
+    return values
+
+
+def _unknown(what: str, name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+    return f"{what} is not known; {hint}"

@@ -1,0 +1,144 @@
+"""What a cache was built with; two builds may share a cache only when all of it is equal."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from schemas.config import FusionConfig, SamplingConfig
+from schemas.errors import CacheMismatchError, FormatVersionError, IndexCorruptError
+from schemas.index import FORMAT_VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderIdentity:
+    """Which vision encoder made the tokens, told apart by its weights and not by its path.
+
+    ``weights_digest`` covers the vision tower only: names, types, shapes and bytes of its tensors
+    and its configuration. ``tokenizer_digest`` covers the ids of timestamps and markers.
+    ``dtype`` is the storage type of features, by its safetensors name.
+    """
+
+    model_type: str
+    weights_digest: str
+    tokenizer_digest: str
+    dtype: str
+    hidden_size: int
+    num_deepstack: int
+    patch_size: int
+    temporal_patch_size: int
+    spatial_merge_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedPreprocess:
+    """The processor's settings as used: the checkpoint's, with the build's overrides applied."""
+
+    min_pixels: int
+    max_pixels: int
+    cap_pixels_per_frame: bool
+    max_video_tokens: int
+    image_mean: tuple[float, float, float]
+    image_std: tuple[float, float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderIdentity:
+    """The decoder policy and the versions it may use; another decoder may give other pixels."""
+
+    decoder: str
+    versions: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """``manifest.json``. ``about`` is information for people and never compared."""
+
+    encoder: EncoderIdentity
+    sampling: SamplingConfig
+    preprocess: ResolvedPreprocess
+    decode: DecoderIdentity
+    fusion: FusionConfig
+    format_version: int = FORMAT_VERSION
+    about: Mapping[str, str] = field(default_factory=dict)
+
+    def identity(self) -> dict[str, Any]:
+        """All compared settings as plain JSON values."""
+        values = dataclasses.asdict(self)
+        del values["about"]
+        return dict(json.loads(json.dumps(values)))
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of the canonical JSON (sorted keys, no spaces) of ``identity``."""
+        canonical = json.dumps(self.identity(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def to_json(self) -> str:
+        body = {**self.identity(), "about": dict(self.about), "fingerprint": self.fingerprint}
+        return json.dumps(body, indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, *, source: str) -> Self:
+        """Parse and check a manifest.
+
+        Raises:
+            FormatVersionError: a version this code does not know.
+            IndexCorruptError: not a manifest, or edited since it was written.
+        """
+        try:
+            body = json.loads(text)
+            version = body["format_version"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise IndexCorruptError(f"{source} is not a tokenreel manifest: {error!r}") from error
+        if version != FORMAT_VERSION:
+            raise FormatVersionError(
+                f"{source} has format version {version!r}; this tokenreel reads {FORMAT_VERSION}"
+            )
+        try:
+            preprocess = dict(body["preprocess"])
+            for name in ("image_mean", "image_std"):
+                preprocess[name] = tuple(preprocess[name])
+            manifest = cls(
+                encoder=EncoderIdentity(**body["encoder"]),
+                sampling=SamplingConfig(**body["sampling"]),
+                preprocess=ResolvedPreprocess(**preprocess),
+                decode=DecoderIdentity(**body["decode"]),
+                fusion=FusionConfig(**body["fusion"]),
+                about=body["about"],
+            )
+            recorded = body["fingerprint"]
+        except (TypeError, KeyError, ValueError) as error:
+            raise IndexCorruptError(f"{source} cannot be read: {error!r}") from error
+        if manifest.fingerprint != recorded:
+            raise IndexCorruptError(
+                f"{source} was changed after it was written: its fingerprint is {recorded!r}, "
+                f"its contents give {manifest.fingerprint!r}"
+            )
+        return manifest
+
+    def require_same(self, other: "Manifest", *, where: str) -> None:
+        """Raise CacheMismatchError naming each field in which ``other`` differs."""
+        differing = list(_differences(self.identity(), other.identity()))
+        if differing:
+            lines = "; ".join(
+                f"{name}: cache has {mine!r}, this build {theirs!r}"
+                for name, mine, theirs in differing
+            )
+            raise CacheMismatchError(
+                f"{where} was built with another configuration ({lines}). "
+                "Build into another folder, or change the settings back."
+            )
+
+
+def _differences(
+    mine: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    for name in sorted({*mine, *theirs}):
+        left, right = mine.get(name), theirs.get(name)
+        if isinstance(left, Mapping) and isinstance(right, Mapping):
+            yield from _differences(left, right, f"{prefix}{name}.")
+        elif left != right:
+            yield f"{prefix}{name}", left, right

@@ -1,0 +1,69 @@
+"""A video as the corpus names it, as the demuxer describes it, and as it was sampled."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+Scalar = str | int | float | bool | None
+"""What a further manifest column may hold."""
+
+
+@dataclass(frozen=True, slots=True)
+class VideoRef:
+    """One video of the corpus, not yet opened.
+
+    ``size_bytes`` and ``modified_ns`` are -1 when the file does not exist.
+    """
+
+    video_id: str
+    path: str
+    size_bytes: int
+    modified_ns: int
+    extra: Mapping[str, Scalar] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class VideoProbe:
+    """What the packets of a video say; nothing was decoded.
+
+    Width and height are as displayed, after ``rotation`` (degrees counter-clockwise, a multiple
+    of 90). ``num_frames`` counts the frames that are shown: packets an edit list discards do not
+    count. ``num_declared_frames`` is the container's own count, 0 when it gives none.
+    ``decord_objection`` says why decord may not be trusted with this file; empty when it may.
+    """
+
+    container: str
+    codec: str
+    pixel_format: str
+    width: int
+    height: int
+    rotation: int
+    fps: float
+    duration_seconds: float
+    num_frames: int
+    num_declared_frames: int
+    decord_objection: str
+
+
+@dataclass(frozen=True, slots=True)
+class SampledFrames:
+    """The sampled frames of one video.
+
+    ``frames`` is ``(n, height, width, 3)`` uint8 RGB; ``frame_indices`` ``(n,)`` int64 are the
+    display-order indices of these frames in the source.
+    """
+
+    frames: npt.NDArray[np.uint8]
+    frame_indices: npt.NDArray[np.int64]
+    probe: VideoProbe
+    decoder: str
+    decoder_version: str
+    num_bad_packets: int
+
+    def __repr__(self) -> str:
+        return (
+            f"SampledFrames(frames={self.frames.shape}, decoder={self.decoder!r}, "
+            f"num_bad_packets={self.num_bad_packets})"
+        )
