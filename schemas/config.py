@@ -6,6 +6,7 @@ refused with a suggestion; ``BuildConfig.from_mapping`` is the only way in from 
 
 import dataclasses
 import difflib
+import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -57,7 +58,8 @@ class PreprocessConfig:
     """What overrides the checkpoint's ``video_preprocessor_config.json``.
 
     ``min_pixels`` and ``max_pixels`` are budgets over ALL sampled frames of a video
-    (``size.shortest_edge`` and ``size.longest_edge`` of the processor); None keeps the checkpoint's.
+    (``size.shortest_edge`` and ``size.longest_edge`` of the processor); None keeps what the
+    checkpoint says.
     """
 
     min_pixels: int | None = None
@@ -256,6 +258,17 @@ class BuildConfig:
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"config file {path} is not valid TOML: {error}") from error
         return cls.from_mapping(mapping, source=str(path))
+
+    def to_toml(self) -> str:
+        """The configuration as a TOML file; settings that are None stand as comments."""
+        lines = []
+        for name, body in dataclasses.asdict(self).items():
+            lines.append(f"[{name}]")
+            for key, value in body.items():
+                text = json.dumps(value)  # numbers, booleans and strings read the same in TOML
+                lines.append(f"{key} = {text}" if value is not None else f"# {key} = (not set)")
+            lines.append("")
+        return "\n".join(lines)
 
     def override(self, section: str, **values: Any) -> Self:
         """A copy with the values that are not None replaced in one section."""

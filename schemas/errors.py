@@ -6,7 +6,7 @@ Each message says which video or file, what was found, what was expected, and wh
     +-- ConfigError (ValueError)             a setting is unknown or out of range
     +-- CorpusError (ValueError)             the list of videos cannot be made
     +-- ModelError (ValueError)              a checkpoint cannot be loaded or is not supported
-    +-- DecodeError (OSError)                one video cannot be decoded; ``.kind`` is in DECODE_KINDS
+    +-- DecodeError (OSError)                one video cannot be decoded; see ``.kind``
     +-- PreprocessError (ValueError)         one video does not fit the model's preprocessing rules
     +-- GridMismatchError (ValueError)       token count and grid disagree
     +-- FusionError (ValueError)             a fusion method cannot do what was asked

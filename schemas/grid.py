@@ -1,4 +1,4 @@
-"""The grid of merged visual tokens of one video."""
+"""The grid of merged visual tokens of one video, and the patches it comes from."""
 
 from dataclasses import dataclass
 
@@ -41,3 +41,29 @@ class TokenGrid:
 
     def __str__(self) -> str:
         return f"{self.frames}x{self.height}x{self.width}"
+
+
+@dataclass(frozen=True, slots=True)
+class PatchGeometry:
+    """How the encoder cuts frames: square patches, joined in time, then merged in space."""
+
+    patch_size: int
+    temporal_patch_size: int
+    spatial_merge_size: int
+
+    @property
+    def token_side(self) -> int:
+        """Pixels on each side of one visual token: heights and widths are multiples of it."""
+        return self.patch_size * self.spatial_merge_size
+
+    @property
+    def patches_per_token(self) -> int:
+        return self.spatial_merge_size**2
+
+    def token_grid(self, num_frames: int, height: int, width: int) -> TokenGrid:
+        """The grid of a resized video; an odd last frame fills its temporal patch by repetition."""
+        return TokenGrid(
+            frames=-(-num_frames // self.temporal_patch_size),
+            height=height // self.token_side,
+            width=width // self.token_side,
+        )

@@ -164,10 +164,11 @@ class IndexRow:
         rows, width = self.layout["features"].shape
         sides = (self.grid_frames, self.grid_height, self.grid_width)
         expected = (self.hidden_size or 0) * (1 + (self.num_deepstack or 0))
-        if self.num_bytes != self.layout.num_bytes or rows != self.tokens_after:
+        length = self.layout.num_bytes
+        if self.num_bytes != length or rows != self.tokens_after:
             raise ShapeError(
-                f"video {self.video_id!r}: the layout holds {rows} rows in "
-                f"{self.layout.num_bytes} bytes, the row says {self.tokens_after} in {self.num_bytes}"
+                f"video {self.video_id!r}: the layout holds {rows} rows in {length} bytes, "
+                f"the row says {self.tokens_after} in {self.num_bytes}"
             )
         if None in sides or width != expected or self.dtype != self.layout["features"].dtype:
             raise ShapeError(

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from schemas.config import FusionConfig, SamplingConfig
 from schemas.errors import CacheMismatchError, FormatVersionError, IndexCorruptError
+from schemas.grid import PatchGeometry
 from schemas.index import FORMAT_VERSION
 
 
@@ -27,9 +28,7 @@ class EncoderIdentity:
     dtype: str
     hidden_size: int
     num_deepstack: int
-    patch_size: int
-    temporal_patch_size: int
-    spatial_merge_size: int
+    patches: PatchGeometry
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +100,9 @@ class Manifest:
             preprocess = dict(body["preprocess"])
             for name in ("image_mean", "image_std"):
                 preprocess[name] = tuple(preprocess[name])
+            patches = PatchGeometry(**body["encoder"]["patches"])
             manifest = cls(
-                encoder=EncoderIdentity(**body["encoder"]),
+                encoder=EncoderIdentity(**{**body["encoder"], "patches": patches}),
                 sampling=SamplingConfig(**body["sampling"]),
                 preprocess=ResolvedPreprocess(**preprocess),
                 decode=DecoderIdentity(**body["decode"]),

@@ -50,7 +50,8 @@ class RecordLayout:
         for spec in self.tensors:
             if spec.dtype not in ITEM_BYTES:
                 raise DtypeError(
-                    f"tensor {spec.name!r} has type {spec.dtype!r}; format 1 knows {list(ITEM_BYTES)}"
+                    f"tensor {spec.name!r} has type {spec.dtype!r}; "
+                    f"format 1 knows {list(ITEM_BYTES)}"
                 )
             if any(side < 0 for side in spec.shape):
                 raise ShapeError(f"tensor {spec.name!r} has shape {spec.shape}")

@@ -1,0 +1,117 @@
+"""One build from corpus to summary, on either runner."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from pipeline.corpus import find_videos
+
+from jobs.failures import FailureBudget
+from jobs.plan import BuildPlan, Task, make_plan
+from jobs.progress import Progress, Tally
+from pipeline.store.index import Index
+from pipeline.store.manifest import MANIFEST_NAME, create_or_check
+from schemas.config import BuildConfig
+from schemas.errors import FailureBudgetExceeded
+from schemas.index import IndexRow
+from schemas.manifest import Manifest
+
+
+class Runner(Protocol):
+    """Where tasks run."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """What this runner builds."""
+        ...
+
+    def run(self, tasks: Sequence[Task]) -> Iterator[list[IndexRow]]:
+        """Yield rows as they are committed."""
+        ...
+
+    def close(self) -> None:
+        """Give back processes and memory."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class BuildSummary:
+    """How a build ended; ``stopped_by`` holds the message when the failure budget ended it."""
+
+    plan: BuildPlan
+    tally: Tally
+    failures: tuple[IndexRow, ...]
+    stopped_by: str | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """0 all videos are cached, 3 some failed, 4 the failure budget ended the build."""
+        if self.stopped_by:
+            return 4
+        return 3 if self.failures or self.plan.num_failed_before else 0
+
+
+def plan_build(
+    sources: Sequence[str], root: Path, *, retry_failed: bool = False, limit: int | None = None
+) -> BuildPlan:
+    """What ``build`` would do; reads names, sizes and the index, no video."""
+    index = Index.read(root).table if (root / MANIFEST_NAME).exists() else None
+    return make_plan(find_videos(sources), index, retry_failed=retry_failed, limit=limit)
+
+
+def build(
+    sources: Sequence[str],
+    root: Path,
+    config: BuildConfig,
+    *,
+    retry_failed: bool = False,
+    limit: int | None = None,
+    progress_style: str = "auto",
+) -> BuildSummary:
+    """Cache every video of a corpus that the cache does not hold yet.
+
+    Raises:
+        CorpusError: the corpus cannot be listed.
+        ModelError: the checkpoint cannot be loaded.
+        CacheMismatchError: the cache was built with another configuration.
+        CacheError: the cache cannot be written.
+    """
+    plan = plan_build(sources, root, retry_failed=retry_failed, limit=limit)
+    tally = Tally(total=len(plan.todo))
+    runner = _make_runner(config, root)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        create_or_check(root, runner.manifest)
+        return _run(runner, plan, tally, config, progress_style)
+    finally:
+        runner.close()
+
+
+def _make_runner(config: BuildConfig, root: Path) -> Runner:
+    if config.run.runner == "ray":
+        from jobs.ray_runner import RayRunner
+
+        return RayRunner(config, root.resolve())
+    from jobs.local import LocalRunner
+
+    return LocalRunner(config, root)
+
+
+def _run(
+    runner: Runner, plan: BuildPlan, tally: Tally, config: BuildConfig, progress_style: str
+) -> BuildSummary:
+    budget = FailureBudget(config.run.max_failures)
+    progress = Progress(tally, style=progress_style)
+    failures: list[IndexRow] = []
+    try:
+        for rows in runner.run(plan.tasks(config.store.max_videos_per_task)):
+            failures += [row for row in rows if row.status != "ok"]
+            for row in rows:
+                progress.count(row)
+                budget.count(row)
+    except FailureBudgetExceeded as stop:
+        return BuildSummary(plan, tally, tuple(failures), stopped_by=str(stop))
+    finally:
+        progress.close()
+    return BuildSummary(plan, tally, tuple(failures))

@@ -1,0 +1,30 @@
+"""A build in this process: one worker, no Ray."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from jobs.plan import Task
+from jobs.worker import Worker
+from schemas.config import BuildConfig
+from schemas.index import IndexRow
+from schemas.manifest import Manifest
+
+
+class LocalRunner:
+    """Runs tasks one after the other on this process's own worker."""
+
+    def __init__(self, config: BuildConfig, root: Path) -> None:
+        self._worker = Worker(config, root)
+
+    @property
+    def manifest(self) -> Manifest:
+        """What this runner would build."""
+        return self._worker.manifest
+
+    def run(self, tasks: Sequence[Task]) -> Iterator[list[IndexRow]]:
+        """Yield the rows of each commit."""
+        for task in tasks:
+            yield from self._worker.run_task(task)
+
+    def close(self) -> None:
+        self._worker.close()

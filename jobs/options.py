@@ -1,0 +1,118 @@
+"""Flags that several verbs share, and how they become a configuration."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from jobs.render import FORMATS
+from schemas.config import DECODERS, DTYPES, FUSION_METHODS, RUNNERS, BuildConfig
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class NumberOrFraction(click.ParamType[int | float]):
+    """``512`` is a count, ``0.33`` a fraction."""
+
+    name = "N|FRACTION"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int | float:
+        try:
+            return value if not isinstance(value, str) else int(value)
+        except ValueError:
+            pass
+        try:
+            return float(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a whole number nor a fraction", param, ctx)
+
+
+def build_options(command: Command) -> Command:
+    """The flags that ``plan`` and ``build`` share; flag > --config file > default."""
+    flags = [
+        click.argument("corpus", nargs=-1, required=True),
+        click.option(
+            "--out",
+            "root",
+            required=True,
+            type=click.Path(path_type=Path, file_okay=False),
+            help="The cache folder.",
+        ),
+        click.option("--model", help="Checkpoint directory or hub id."),
+        click.option(
+            "--config",
+            "config_file",
+            type=click.Path(path_type=Path),
+            help="TOML file with further settings (docs/configuration.md).",
+        ),
+        click.option(
+            "--fusion", type=click.Choice(FUSION_METHODS), help="Fusion method.  [default: ttf]"
+        ),
+        click.option(
+            "--threshold", type=float, help="Cosine above which a token is fused.  [default: 0.70]"
+        ),
+        click.option(
+            "--window", type=int, help="Side of the searched square: 1, 3, 5 or 7.  [default: 3]"
+        ),
+        click.option(
+            "--budget",
+            type=NumberOrFraction(),
+            help="Keep exactly N tokens, or a fraction of them.",
+        ),
+        click.option("--fps", type=float, help="Frames sampled per second.  [default: 2]"),
+        click.option("--max-frames", type=int, help="Frames sampled at most.  [default: 768]"),
+        click.option("--decoder", type=click.Choice(DECODERS), help="[default: auto]"),
+        click.option(
+            "--runner", type=click.Choice(RUNNERS), help="Where it runs.  [default: local]"
+        ),
+        click.option("--address", help="Ray cluster to join; without it Ray runs on this machine."),
+        click.option("--workers", type=int, help="Ray workers.  [default: 1]"),
+        click.option("--device", help="cpu, cuda, cuda:1 ...  [default: auto]"),
+        click.option(
+            "--dtype", type=click.Choice(DTYPES), help="Type the encoder runs in.  [default: auto]"
+        ),
+        click.option("--limit", type=click.IntRange(min=1), help="Process at most N videos."),
+        click.option("--retry-failed", is_flag=True, help="Try videos again that failed before."),
+        click.option(
+            "--max-failures",
+            type=NumberOrFraction(),
+            help="Stop after N failures, or above a fraction.",
+        ),
+    ]
+    for flag in reversed(flags):
+        command = flag(command)
+    return command
+
+
+def format_option(default: str) -> Callable[[Command], Command]:
+    """``--format table|json|csv``."""
+    return click.option(
+        "--format", "style", type=click.Choice(FORMATS), default=default, show_default=True
+    )
+
+
+def resolve_config(config_file: Path | None, flags: dict[str, Any]) -> BuildConfig:
+    """Flags over file over defaults."""
+    config = BuildConfig.from_toml(config_file) if config_file else BuildConfig()
+    sections = {
+        "encoder": {"model": "model", "device": "device", "dtype": "dtype"},
+        "fusion": {
+            "fusion": "method",
+            "threshold": "threshold",
+            "window": "window",
+            "budget": "budget",
+        },
+        "sampling": {"fps": "fps", "max_frames": "max_frames"},
+        "decode": {"decoder": "decoder"},
+        "run": {
+            "runner": "runner",
+            "address": "address",
+            "workers": "workers",
+            "max_failures": "max_failures",
+        },
+    }
+    for section, names in sections.items():
+        given = {field: flags[flag] for flag, field in names.items()}
+        config = config.override(section, **given)
+    return config

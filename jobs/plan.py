@@ -1,0 +1,115 @@
+"""What a build would do: which videos are new, which are done, and how they form tasks."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.keys import content_digest
+from schemas.video import VideoRef
+
+DONE_COLUMNS = (
+    "video_id",
+    "status",
+    "size_bytes",
+    "modified_ns",
+    "content_sha256",
+    "attempts",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Videos that one worker processes and commits together, with their attempts so far."""
+
+    videos: tuple[VideoRef, ...]
+    attempts: tuple[int, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(max(0, ref.size_bytes) for ref in self.videos)
+
+    def alone(self) -> "list[Task]":
+        """The same videos as tasks of one each."""
+        return [
+            Task((ref,), (tried,)) for ref, tried in zip(self.videos, self.attempts, strict=True)
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class BuildPlan:
+    """The difference between a corpus and a cache."""
+
+    num_videos: int
+    num_done: int
+    num_failed_before: int
+    todo: tuple[VideoRef, ...]
+    attempts: dict[str, int]
+
+    @property
+    def todo_bytes(self) -> int:
+        return sum(max(0, ref.size_bytes) for ref in self.todo)
+
+    def tasks(self, max_videos: int) -> list[Task]:
+        """Tasks of similar size, the largest videos first, at most ``max_videos`` each."""
+        ordered = sorted(self.todo, key=lambda ref: (-ref.size_bytes, ref.video_id))
+        groups = [ordered[i : i + max_videos] for i in range(0, len(ordered), max_videos)]
+        return [
+            Task(tuple(group), tuple(self.attempts.get(ref.video_id, 0) for ref in group))
+            for group in groups
+        ]
+
+
+def make_plan(
+    videos: Sequence[VideoRef],
+    index: pa.Table | None,
+    *,
+    retry_failed: bool = False,
+    limit: int | None = None,
+) -> BuildPlan:
+    """Compare a corpus with a cache's index.
+
+    A video is done when its row has the same size and modification time; when only the time
+    differs, its content decides. Videos that failed are left out unless ``retry_failed``, or
+    unless the file has changed since.
+
+    Args:
+        videos: the corpus.
+        index: one row per video, or None for a cache that does not exist yet.
+        retry_failed: try failed videos again.
+        limit: plan at most this many videos.
+    """
+    known = _known(index)
+    todo, attempts = [], {}
+    num_done = num_failed = 0
+    for ref in videos:
+        row = known.get(ref.video_id)
+        if row is None or not _unchanged(ref, row):
+            todo.append(ref)
+        elif row["status"] == "ok":
+            num_done += 1
+        elif retry_failed:
+            attempts[ref.video_id] = row["attempts"]
+            todo.append(ref)
+        else:
+            num_failed += 1
+    return BuildPlan(len(videos), num_done, num_failed, tuple(todo[:limit]), attempts)
+
+
+def _known(index: pa.Table | None) -> dict[str, dict[str, Any]]:
+    if index is None:
+        return {}
+    columns = index.select(DONE_COLUMNS).to_pydict()
+    rows = zip(*(columns[name] for name in DONE_COLUMNS), strict=True)
+    return {row[0]: dict(zip(DONE_COLUMNS, row, strict=True)) for row in rows}
+
+
+def _unchanged(ref: VideoRef, row: dict[str, Any]) -> bool:
+    if ref.size_bytes != row["size_bytes"]:
+        return False
+    if ref.modified_ns == row["modified_ns"]:
+        return True
+    if row["content_sha256"] is None:
+        return False
+    return bool(content_digest(ref.path) == row["content_sha256"])

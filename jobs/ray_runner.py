@@ -1,0 +1,165 @@
+"""A build on Ray: one actor per worker, whole videos inside it, only index rows come back.
+
+When a worker dies, the videos it held are run again alone; a video is quarantined only when its
+worker dies while that video is alone in it.
+"""
+
+import logging
+import math
+import os
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from jobs.failures import failed_row
+from jobs.plan import Task
+from jobs.worker import Worker
+from pipeline.store.commit import commit_videos
+from schemas.config import BuildConfig, RunConfig
+from schemas.errors import TokenreelError, WorkerDiedError
+from schemas.index import IndexRow
+from schemas.manifest import Manifest
+
+
+class WorkerActor:
+    """The shell round a Worker inside its Ray process."""
+
+    def __init__(self) -> None:
+        self._worker: Worker | None = None
+
+    def start(self, config: BuildConfig, root: str, fingerprint: str) -> Manifest:
+        """Load the encoder; errors travel back to the driver as they are."""
+        self._worker = Worker(config, root, fingerprint=fingerprint)
+        return self._worker.manifest
+
+    def run_task(self, task: Task) -> list[IndexRow]:
+        """Process a whole task; the rows of all its commits."""
+        assert self._worker is not None, "start comes first"
+        return [row for rows in self._worker.run_task(task) for row in rows]
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """A task on its worker; ``is_suspect`` marks a video run alone after its worker died."""
+
+    task: Task
+    is_suspect: bool = False
+
+
+class RayRunner:
+    """Runs tasks on Ray actors, one task per actor at a time."""
+
+    def __init__(self, config: BuildConfig, root: Path) -> None:
+        self._config = config
+        self._root = root
+        self._owns_ray = not ray.is_initialized()
+        if self._owns_ray:
+            _connect(config.run)
+        try:
+            self._idle = [self._new_actor() for _ in range(config.run.workers)]
+            self.manifest: Manifest = self._start(self._idle[:1])[0]
+            self._start(self._idle[1:])
+        except BaseException:
+            self.close()
+            raise
+
+    def run(self, tasks: Sequence[Task]) -> Iterator[list[IndexRow]]:
+        """Yield the rows of each finished task, in order of completion."""
+        waiting = deque(Assignment(task) for task in tasks)
+        running: dict[Any, tuple[Any, Assignment]] = {}
+        while waiting or running:
+            while waiting and self._idle:
+                actor, assignment = self._idle.pop(), waiting.popleft()
+                running[actor.run_task.remote(assignment.task)] = (actor, assignment)
+            done, _ = ray.wait(list(running), num_returns=1)
+            actor, assignment = running.pop(done[0])
+            try:
+                rows = ray.get(done[0])
+            except RayActorError as death:
+                ray.kill(actor)
+                self._replace()
+                if assignment.is_suspect:
+                    yield self._quarantine(assignment.task, death)
+                else:
+                    waiting.extend(Assignment(t, is_suspect=True) for t in assignment.task.alone())
+                continue
+            except RayTaskError as error:
+                raise _cause(error) from error
+            self._idle.append(actor)
+            yield rows
+
+    def close(self) -> None:
+        """Leave Ray, ending the actors."""
+        if self._owns_ray:
+            ray.shutdown()
+
+    def _new_actor(self) -> Any:
+        run = self._config.run
+        actor_class = ray.remote(WorkerActor).options(
+            num_cpus=run.cpus_per_worker, num_gpus=run.gpus_per_worker, max_restarts=0
+        )
+        return actor_class.remote()
+
+    def _start(self, actors: Sequence[Any], fingerprint: str = "") -> list[Manifest]:
+        calls = [a.start.remote(self._config, str(self._root), fingerprint) for a in actors]
+        try:
+            return list(ray.get(calls))
+        except RayTaskError as error:
+            raise _cause(error) from error
+
+    def _replace(self) -> None:
+        actor = self._new_actor()
+        try:
+            self._start([actor], self.manifest.fingerprint)
+        except RayActorError as error:
+            raise WorkerDiedError(
+                f"a new worker died before its first video: {_one_line(error)}. Look for a lack of "
+                "memory on this node; everything finished so far is in the cache"
+            ) from error
+        self._idle.append(actor)
+
+    def _quarantine(self, task: Task, death: Exception) -> list[IndexRow]:
+        """Record the one video of ``task`` as the cause of its worker's death."""
+        error = WorkerDiedError(
+            f"its worker process died twice with this video, the second time with it alone: "
+            f"{_one_line(death)}"
+        )
+        row = failed_row(
+            task.videos[0],
+            error,
+            fingerprint=self.manifest.fingerprint,
+            attempts=task.attempts[0] + 2,
+            writer=f"driver:{os.getpid()}:{time.time_ns()}",
+        )
+        return commit_videos(self._root, [row])
+
+
+def _connect(run: RunConfig) -> None:
+    """Join the cluster at ``run.address``, or start one on this machine only."""
+    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if run.address is None:
+        wanted = math.ceil(run.workers * run.cpus_per_worker)
+        options |= {"num_cpus": max(wanted, os.cpu_count() or 1), "include_dashboard": False}
+    try:
+        ray.init(address=run.address or "local", **options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise TokenreelError(
+            f"no Ray at address {run.address!r}: {_one_line(error)}. Start one with `ray start "
+            "--head`, or leave --address out to run on this machine"
+        ) from error
+
+
+def _cause(error: RayTaskError) -> Exception:
+    """The worker's own exception, without Ray's traceback text."""
+    cause = getattr(error, "cause", None)
+    return cause if isinstance(cause, Exception) else error
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,57 @@
+"""Rows to text: a table for people, JSON or CSV for programs."""
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+FORMATS = ("table", "json", "csv")
+
+MAX_CELL = 100
+
+
+def render_rows(rows: Sequence[Mapping[str, Any]], style: str) -> str:
+    """Rows of equal keys in one of ``FORMATS``; JSON is one object per line."""
+    if style == "json":
+        return "\n".join(json.dumps(row, default=str) for row in rows)
+    if style == "csv":
+        return _csv(rows)
+    return render_table(rows)
+
+
+def render_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Aligned columns, numbers to the right, long cells cut."""
+    if not rows:
+        return "(no rows)"
+    names = list(rows[0])
+    cells = [[_cell(row[name]) for name in names] for row in rows]
+    widths = [max(len(text) for text in column) for column in zip(names, *cells, strict=True)]
+    is_number = [all(isinstance(row[name], int | float | None) for row in rows) for name in names]
+
+    def line(texts: Sequence[str]) -> str:
+        placed = (
+            text.rjust(width) if number else text.ljust(width)
+            for text, width, number in zip(texts, widths, is_number, strict=True)
+        )
+        return "  ".join(placed).rstrip()
+
+    rule = ["-" * width for width in widths]
+    return "\n".join(map(line, [names, rule, *cells]))
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    text = f"{value:.4g}" if isinstance(value, float) else " ".join(str(value).split())
+    return text if len(text) <= MAX_CELL else text[: MAX_CELL - 3] + "..."
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    if not rows:
+        return ""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue().rstrip("\n")

@@ -1,0 +1,67 @@
+"""How a finished build is told: to a person in lines, to a program as JSON."""
+
+import shlex
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from jobs.build import BuildSummary
+
+MAX_LISTED = 10
+
+
+def summary_lines(summary: BuildSummary, root: Path) -> list[str]:
+    """The end of a build for a person, with the next command to run."""
+    tally, plan = summary.tally, summary.plan
+    lines = [
+        f"  failed {row.video_id}: [{row.error_kind}] {row.error_message}"
+        for row in summary.failures[:MAX_LISTED]
+    ]
+    if len(summary.failures) > MAX_LISTED:
+        lines.append(f"  ... and {len(summary.failures) - MAX_LISTED} more failures")
+    parts = [f"done {tally.done}/{tally.total} videos in {tally.seconds:.1f} s"]
+    if tally.done:
+        parts.append(
+            f"kept {tally.keep_ratio:.1%} of {tally.tokens_before} tokens "
+            f"({tally.num_bytes / 1e6:.1f} MB)"
+        )
+    if tally.failed:
+        parts.append(f"{tally.failed} failed")
+    if plan.num_done:
+        parts.append(f"{plan.num_done} were done before")
+    if plan.num_failed_before:
+        parts.append(f"{plan.num_failed_before} failed before (--retry-failed tries them again)")
+    lines.append("  ".join(parts))
+    if summary.stopped_by:
+        lines.append(f"stopped: {summary.stopped_by}")
+    lines.append(f"next: {next_command(summary, root)}")
+    return lines
+
+
+def next_command(summary: BuildSummary, root: Path) -> str:
+    """The command a user most likely wants now."""
+    folder = shlex.quote(str(root))
+    if summary.failures or summary.plan.num_failed_before:
+        return f"tokenreel status {folder} --failed"
+    return f'tokenreel query {folder} "keep_ratio < 0.5"'
+
+
+def summary_json(summary: BuildSummary, root: Path) -> dict[str, Any]:
+    """The end of a build for a program."""
+    tally = summary.tally
+    return {
+        "event": "summary",
+        "cache": str(root),
+        "videos": summary.plan.num_videos,
+        "done": tally.done,
+        "done_before": summary.plan.num_done,
+        "failed": tally.failed,
+        "failed_before": summary.plan.num_failed_before,
+        "failed_by_kind": dict(Counter(row.error_kind for row in summary.failures)),
+        "tokens_before": tally.tokens_before,
+        "tokens_after": tally.tokens_after,
+        "bytes": tally.num_bytes,
+        "seconds": round(tally.seconds, 3),
+        "stopped_by": summary.stopped_by,
+        "exit_code": summary.exit_code,
+    }

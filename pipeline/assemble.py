@@ -1,0 +1,116 @@
+"""One encoded video to the record that is committed: fuse, realign, pack."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from pipeline.encoders import VisualTokens
+from pipeline.fusion import plan_fusion
+from pipeline.positions import MarkerIds, frame_timestamps, prompt_stretch, timestamp_text
+from pipeline.store.commit import PendingVideo
+from pipeline.store.record import pack_record
+from schemas.config import FusionConfig
+from schemas.grid import PatchGeometry
+from schemas.video import SampledFrames, VideoProbe
+
+
+def marker_ids(tokenizer: PreTrainedTokenizerBase) -> MarkerIds:
+    """Ids of the video markers in this tokenizer."""
+    names = ("vision_start", "vision_end", "video_pad")
+    ids: Any = [tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in names]
+    return MarkerIds(*ids)
+
+
+def assemble_pending(
+    tokens: VisualTokens,
+    sampled: SampledFrames,
+    *,
+    key: str,
+    fusion: FusionConfig,
+    patches: PatchGeometry,
+    tokenizer: PreTrainedTokenizerBase,
+    fields: Mapping[str, Any],
+) -> PendingVideo:
+    """Fuse one video's tokens, place the survivors in the prompt, and pack the record.
+
+    Args:
+        tokens: all visual tokens, on any device.
+        sampled: what was decoded; its frame indices give the timestamps.
+        key: from ``pipeline.keys.feature_key``.
+        fusion: how redundant tokens are fused.
+        patches: the encoder's geometry.
+        tokenizer: the model's own.
+        fields: what the caller knows of the index row (id, path, times ...).
+
+    Raises:
+        FusionError: the method cannot do what was asked of these tokens.
+        CacheError: features that are not finite.
+    """
+    started = time.perf_counter()
+    plan = plan_fusion(tokens.embeddings, tokens.grid, fusion)
+    features = torch.cat([plan.apply(layer) for layer in (tokens.embeddings, *tokens.deepstack)], 1)
+    fuse_seconds = time.perf_counter() - started
+    seconds = frame_timestamps(
+        sampled.frame_indices, sampled.probe.fps, patches.temporal_patch_size
+    )
+    texts = [timestamp_text(value) for value in seconds]
+    stretch = prompt_stretch(
+        tokens.grid,
+        plan.keep_index,
+        tokenizer(texts, add_special_tokens=False)["input_ids"],
+        marker_ids(tokenizer),
+        first_frame=plan.anchor_frame if fusion.order == "anchor_first" else None,
+    )
+    storage_index = plan.storage_index.cpu()
+    record = pack_record(
+        key=key,
+        features=features,
+        score=plan.score[plan.storage_order],
+        grid_index=storage_index,
+        prompt_index=stretch.columns_of(storage_index),
+        input_ids=stretch.input_ids,
+        position_ids=stretch.position_ids,
+        match=plan.match_index,
+    )
+    token_fields = {
+        "grid_frames": tokens.grid.frames,
+        "grid_height": tokens.grid.height,
+        "grid_width": tokens.grid.width,
+        "tokens_before": tokens.grid.num_tokens,
+        "tokens_after": len(storage_index),
+        "keep_ratio": len(storage_index) / tokens.grid.num_tokens,
+        "anchor_frame": plan.anchor_frame,
+        "nested": plan.nested,
+        "hidden_size": tokens.embeddings.shape[1],
+        "num_deepstack": len(tokens.deepstack),
+        "dtype": record.layout["features"].dtype,
+        "next_position": stretch.next_position,
+        "fuse_seconds": fuse_seconds,
+    }
+    return PendingVideo({**fields, **_source_fields(sampled), **token_fields}, record)
+
+
+def _source_fields(sampled: SampledFrames) -> dict[str, Any]:
+    return {
+        **probe_fields(sampled.probe),
+        "num_frames": len(sampled.frame_indices),
+        "num_bad_packets": sampled.num_bad_packets,
+        "decoder": sampled.decoder,
+        "decoder_version": sampled.decoder_version,
+    }
+
+
+def probe_fields(probe: VideoProbe) -> dict[str, Any]:
+    """The columns of the index that a probe fills."""
+    return {
+        "duration_seconds": probe.duration_seconds,
+        "fps": probe.fps,
+        "width": probe.width,
+        "height": probe.height,
+        "container": probe.container,
+        "codec": probe.codec,
+        "num_source_frames": probe.num_frames,
+    }

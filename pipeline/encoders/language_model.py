@@ -1,0 +1,46 @@
+"""The whole model of a checkpoint, checked against the encoder that made a cache."""
+
+from typing import Any
+
+import torch
+from transformers import AutoModelForImageTextToText
+
+from pipeline.encoders.checkpoint import locate_checkpoint, quiet_loading
+from pipeline.encoders.qwen3_vl import STORAGE_DTYPES, digest_tower, resolve_device
+from schemas.errors import ModelError
+from schemas.manifest import EncoderIdentity
+
+TORCH_DTYPES: dict[str, torch.dtype] = {name: dtype for dtype, name in STORAGE_DTYPES.items()}
+
+
+def load_language_model(
+    model: str, encoder: EncoderIdentity, *, device: str = "auto", revision: str | None = None
+) -> Any:
+    """Load a checkpoint for answering, in the type its cached tokens have.
+
+    Args:
+        model: local directory or hub id.
+        encoder: of the cache's manifest.
+        device: "auto" takes CUDA when there is any.
+        revision: of a hub id.
+
+    Raises:
+        ModelError: the checkpoint cannot be loaded, or its vision weights are not those that made
+            the cache.
+    """
+    directory = locate_checkpoint(model, revision)
+    try:
+        with quiet_loading():
+            loaded: Any = AutoModelForImageTextToText.from_pretrained(
+                directory, dtype=TORCH_DTYPES[encoder.dtype]
+            )
+    except Exception as error:  # any failure of a foreign loader means the same to the caller
+        raise ModelError(f"{directory}: the model cannot be loaded: {error}") from error
+    tower = getattr(getattr(loaded, "model", None), "visual", None)
+    if tower is None or digest_tower(tower) != encoder.weights_digest:
+        raise ModelError(
+            f"{directory}: its vision weights are not those that made this cache "
+            f"({encoder.model_type}, digest {encoder.weights_digest[:12]}...); give the checkpoint "
+            "the cache was built with"
+        )
+    return loaded.eval().to(resolve_device(device))

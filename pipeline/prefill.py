@@ -1,0 +1,195 @@
+"""Cached tokens to the inputs of one prefill: ids, positions and features, never apart.
+
+Features enter a transformers model through its declared ``mm_encoder_outputs`` argument
+(transformers >= 5.18). Positions are always given: without them a model falls back to plain text
+positions and answers wrongly without an error.
+"""
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
+
+from schemas.errors import ModelError, PrefillError
+
+if TYPE_CHECKING:
+    from pipeline.cache import CachedVideo
+
+VIDEO_PAD = "<|video_pad|>"
+
+INPUT_NAMES = ("input_ids", "attention_mask", "position_ids", "mm_encoder_outputs")
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillInputs(Mapping[str, Any]):
+    """Everything ``model.generate(**inputs)`` or ``model(**inputs)`` needs for one prompt.
+
+    As a mapping it has ``input_ids`` (1, L), ``attention_mask`` (1, L), ``position_ids`` (4, 1, L)
+    int64 (row 0 counts 0..L-1, rows 1-3 are t, y, x) and ``mm_encoder_outputs``. The latter is made
+    afresh at each access: generation with beams changes the object it is given.
+
+    ``embeddings`` is ``(N, D)`` and ``deepstack`` ``(S, N, D)`` in prompt order. The first
+    ``prefix_length`` columns do not depend on the question.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    embeddings: Tensor
+    deepstack: Tensor
+    prefix_length: int
+
+    def __getitem__(self, name: str) -> Any:
+        if name == "mm_encoder_outputs":
+            return {"video": self._encoder_outputs()}
+        if name == "attention_mask":
+            return torch.ones_like(self.input_ids)
+        if name in INPUT_NAMES:
+            return getattr(self, name)
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(INPUT_NAMES)
+
+    def __len__(self) -> int:
+        return len(INPUT_NAMES)
+
+    def __repr__(self) -> str:
+        length, tokens = self.input_ids.shape[1], len(self.embeddings)
+        return (
+            f"PrefillInputs({length} columns, {tokens} visual tokens, "
+            f"{len(self.deepstack)} DeepStack layers, {self.embeddings.dtype})"
+        )
+
+    def _encoder_outputs(self) -> BaseModelOutputWithDeepstackFeatures:
+        per_video: Any = [self.embeddings]  # transformers declares a tensor and expects a list
+        per_layer: Any = [[layer] for layer in self.deepstack]
+        return BaseModelOutputWithDeepstackFeatures(
+            pooler_output=per_video, deepstack_features=per_layer
+        )
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "PrefillInputs":
+        """The same inputs on another device, features in another floating type if given."""
+        return PrefillInputs(
+            self.input_ids.to(device),
+            self.position_ids.to(device),
+            self.embeddings.to(device, dtype),
+            self.deepstack.to(device, dtype),
+            self.prefix_length,
+        )
+
+
+def build_prefill(
+    videos: Sequence["CachedVideo"],
+    tokenizer: PreTrainedTokenizerBase,
+    question: str,
+    *,
+    system: str | None = None,
+) -> PrefillInputs:
+    """Build the inputs for one question about one or more cached videos, in the order given.
+
+    The text around the videos comes from the tokenizer's chat template, as for the uncompressed
+    prompt; each video's stretch and positions come from the cache.
+
+    Raises:
+        PrefillError: no chat template, one without a place for videos, a placeholder inside the
+            question, or videos from encoders of different width.
+    """
+    parts = split_prompt(tokenizer, question, num_videos=len(videos), system=system)
+    _check_same_encoder(videos)
+    ids: list[Tensor] = []
+    positions: list[Tensor] = []
+    position = 0
+    for text, video in zip(parts[:-1], videos, strict=True):
+        position = _append_text(ids, positions, text, position)
+        ids.append(video.input_ids.to(torch.int64).cpu())
+        positions.append(video.position_ids.to(torch.int64).cpu() + position)
+        position += video.next_position
+    prefix_length = sum(len(chunk) for chunk in ids) + 1
+    _append_text(ids, positions, parts[-1], position)
+    input_ids = torch.cat(ids)
+    position_ids_3L = torch.cat(positions, dim=1)
+    position_ids_4L = torch.cat([torch.arange(len(input_ids))[None], position_ids_3L])
+    device = videos[0].features.device
+    return PrefillInputs(
+        input_ids=input_ids[None].to(device),
+        position_ids=position_ids_4L[:, None].to(device),
+        embeddings=_joined([video.embeddings for video in videos], dim=0),
+        deepstack=_joined([video.deepstack for video in videos], dim=1),
+        prefix_length=prefix_length,
+    )
+
+
+def split_prompt(
+    tokenizer: PreTrainedTokenizerBase, question: str, *, num_videos: int, system: str | None = None
+) -> list[list[int]]:
+    """Token ids of the text before, between and after the videos: ``num_videos + 1`` lists.
+
+    The last one begins with the marker that closes the last video, so that the text before it and
+    the question are tokenized apart.
+
+    Raises:
+        PrefillError: see ``build_prefill``.
+    """
+    if num_videos < 1:
+        raise PrefillError("a prefill needs at least one video, got none")
+    for text in filter(None, (question, system)):
+        if VIDEO_PAD in text or "<|image_pad|>" in text:
+            raise PrefillError(
+                "the question or system text contains a placeholder such as <|video_pad|>, which "
+                "would be taken for a visual token; remove it"
+            )
+    content = [{"type": "video"}] * num_videos + [{"type": "text", "text": question}]
+    messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
+    if system is not None:
+        messages.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
+    if not tokenizer.chat_template:
+        raise PrefillError(
+            f"the tokenizer {tokenizer.name_or_path!r} has no chat template; load it from the "
+            "model's own checkpoint"
+        )
+    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    texts = str(prompt).split(VIDEO_PAD)
+    parts = [list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
+    end_marker = tokenizer.convert_tokens_to_ids("<|vision_end|>")
+    if len(parts) != num_videos + 1 or any(part[:1] != [end_marker] for part in parts[1:]):
+        raise PrefillError(
+            f"the chat template of {tokenizer.name_or_path!r} gives {len(texts) - 1} places of the "
+            f"form <|vision_start|>{VIDEO_PAD}<|vision_end|> for {num_videos} videos; use the "
+            "model's own tokenizer"
+        )
+    return parts
+
+
+def require_encoder_outputs(model: Any) -> None:
+    """Raise ModelError unless the model's forward declares ``mm_encoder_outputs``."""
+    if "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
+        raise ModelError(
+            f"{type(model).__name__} takes no mm_encoder_outputs, so cached tokens cannot enter "
+            "it; use transformers >= 5.18 and a ForConditionalGeneration class"
+        )
+
+
+def _append_text(
+    ids: list[Tensor], positions: list[Tensor], text: Sequence[int], position: int
+) -> int:
+    ids.append(torch.tensor(text, dtype=torch.int64))
+    positions.append(torch.arange(position, position + len(text)).expand(3, -1))
+    return position + len(text)
+
+
+def _check_same_encoder(videos: Sequence["CachedVideo"]) -> None:
+    found = {(video.hidden_size, video.num_deepstack, video.features.dtype) for video in videos}
+    if len(found) > 1:
+        raise PrefillError(
+            f"the videos come from different encoders (width, DeepStack layers, type): "
+            f"{sorted(map(str, found))}; use videos of one cache"
+        )
+
+
+def _joined(tensors: list[Tensor], dim: int) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim=dim)

@@ -1,0 +1,1 @@
+"""What a cache says about itself, for people."""

@@ -1,0 +1,46 @@
+"""Counts over a cache's index, without torch."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline.cache import open_cache
+from pipeline.store.verify import verify_cache
+
+FAILED_SQL = """
+    SELECT video_id, status, error_kind, attempts, error_message
+    FROM index WHERE status <> 'ok' ORDER BY error_kind, video_id
+"""
+
+STATUS_SQL = """
+    SELECT status, coalesce(error_kind, '') AS error_kind, count(*) AS videos,
+           round(sum(duration_seconds), 1) AS seconds, sum(tokens_before)::BIGINT AS tokens_before,
+           sum(tokens_after)::BIGINT AS tokens_after,
+           round(sum(tokens_after) / sum(tokens_before), 4) AS keep_ratio,
+           sum(num_bytes)::BIGINT AS bytes
+    FROM index GROUP BY ALL ORDER BY status = 'ok' DESC, videos DESC, error_kind
+"""
+
+
+def cache_status(root: Path) -> list[dict[str, Any]]:
+    """Videos, seconds, tokens and bytes by status and kind of failure."""
+    rows: list[dict[str, Any]] = open_cache(root).query(STATUS_SQL).to_pylist()
+    return rows
+
+
+def failed_videos(root: Path) -> list[dict[str, Any]]:
+    """Every video without tokens, and why."""
+    rows: list[dict[str, Any]] = open_cache(root).query(FAILED_SQL).to_pylist()
+    return rows
+
+
+def verify_rows(root: Path) -> Iterator[dict[str, Any]]:
+    """Findings of ``verify_cache`` as plain rows."""
+    for finding in verify_cache(root):
+        yield {
+            "finding": finding.kind,
+            "video_id": finding.video_id,
+            "path": str(finding.path),
+            "error": finding.error,
+            "is_damage": finding.is_damage,
+        }

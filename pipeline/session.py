@@ -1,0 +1,177 @@
+"""Many questions about cached videos: the part of the prompt they share is computed once."""
+
+import copy
+import hashlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, GenerationConfig, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer
+
+from pipeline.prefill import PrefillInputs, build_prefill, require_encoder_outputs
+from schemas.errors import PrefillError
+
+if TYPE_CHECKING:
+    from pipeline.cache import CachedVideo
+
+MAX_PREFIXES = 4
+"""KV caches of prompt heads held at a time; the least recently used is dropped."""
+
+
+class Session:
+    """Answers questions about one or more cached videos.
+
+    The KV cache of the prompt up to the end of the last video is computed once per prompt head and
+    copied for each question; it is never cropped, so models whose cache cannot be cropped work.
+    A KV cache is found by what went into it (the videos' keys and row counts, every id and position
+    of the head, the model's type and device), so it cannot be stale.
+
+    Answers equal those of ``model.generate(**video.prefill(...))`` up to the rounding of other
+    matrix shapes: about 1e-6 of the logits in float32, 2e-2 in bfloat16.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        video: "CachedVideo | Sequence[CachedVideo]",
+    ) -> None:
+        require_encoder_outputs(model)
+        self._model = model
+        self._tokenizer = tokenizer
+        self._videos = list(video) if isinstance(video, Sequence) else [video]
+        self._prefixes: OrderedDict[str, Any] = OrderedDict()
+        if not self._videos:
+            raise PrefillError("a session needs at least one video, got none")
+
+    def ask(
+        self,
+        question: str,
+        *,
+        system: str | None = None,
+        max_new_tokens: int = 64,
+        generation_config: GenerationConfig | None = None,
+    ) -> str:
+        """Answer one question; greedy unless a ``generation_config`` says otherwise."""
+        inputs = self._inputs(question, system)
+        past = copy.deepcopy(self._prefix(inputs))
+        return self._generate([inputs], past, max_new_tokens, generation_config)[0]
+
+    def ask_many(
+        self,
+        questions: Sequence[str],
+        *,
+        system: str | None = None,
+        max_new_tokens: int = 64,
+        generation_config: GenerationConfig | None = None,
+        batch_size: int = 8,
+    ) -> list[str]:
+        """Answer several questions, ``batch_size`` at a time, in their order.
+
+        Shorter questions are padded between the prefix and the question. Models whose KV cache
+        holds more than keys and values (linear attention) are asked one question at a time.
+        """
+        prompts = [self._inputs(question, system) for question in questions]
+        if not prompts:
+            return []
+        size = batch_size if _is_plain(self._prefix(prompts[0])) else 1
+        answers: list[str] = []
+        for first in range(0, len(prompts), size):
+            batch = prompts[first : first + size]
+            past = copy.deepcopy(self._prefix(batch[0]))
+            if len(batch) > 1:
+                past.batch_repeat_interleave(len(batch))
+            answers += self._generate(batch, past, max_new_tokens, generation_config)
+        return answers
+
+    def _inputs(self, question: str, system: str | None) -> PrefillInputs:
+        return build_prefill(self._videos, self._tokenizer, question, system=system)
+
+    def _prefix(self, inputs: PrefillInputs) -> Any:
+        """The KV cache of the prompt head, from memory or computed now."""
+        length = inputs.prefix_length
+        key = self._prefix_key(inputs)
+        if key not in self._prefixes:
+            given = inputs.to(self._model.device, self._model.dtype)
+            with torch.inference_mode():
+                output = self._model(
+                    input_ids=given.input_ids[:, :length],
+                    attention_mask=torch.ones_like(given.input_ids[:, :length]),
+                    position_ids=given.position_ids[..., :length],
+                    mm_encoder_outputs=given["mm_encoder_outputs"],
+                    use_cache=True,
+                    logits_to_keep=1,
+                )
+            self._prefixes[key] = output.past_key_values
+            if len(self._prefixes) > MAX_PREFIXES:
+                self._prefixes.popitem(last=False)
+        self._prefixes.move_to_end(key)
+        return self._prefixes[key]
+
+    def _prefix_key(self, inputs: PrefillInputs) -> str:
+        length = inputs.prefix_length
+        digest = hashlib.sha256()
+        for video in self._videos:
+            digest.update(f"{video.selection} ".encode())
+        digest.update(f"{self._model.dtype} {self._model.device} {length} ".encode())
+        digest.update(inputs.input_ids[:, :length].cpu().numpy().tobytes())
+        digest.update(inputs.position_ids[..., :length].cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def _generate(
+        self,
+        batch: Sequence[PrefillInputs],
+        past: Any,
+        max_new_tokens: int,
+        generation_config: GenerationConfig | None,
+    ) -> list[str]:
+        input_ids, attention_mask, position_ids = _padded(batch, self._pad_id())
+        options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "pad_token_id": self._pad_id()}
+        if generation_config is None:
+            options["do_sample"] = False
+        else:
+            options["generation_config"] = generation_config
+        with torch.inference_mode():
+            generated = self._model.generate(
+                input_ids=input_ids.to(self._model.device),
+                attention_mask=attention_mask.to(self._model.device),
+                position_ids=position_ids.to(self._model.device),
+                past_key_values=past,
+                **options,
+            )
+        new_ids = generated[:, input_ids.shape[1] :]
+        return [
+            str(text) for text in self._tokenizer.batch_decode(new_ids, skip_special_tokens=True)
+        ]
+
+    def _pad_id(self) -> int:
+        pad, end = self._tokenizer.pad_token_id, self._tokenizer.eos_token_id
+        return int(pad if pad is not None else end)
+
+
+def _padded(batch: Sequence[PrefillInputs], pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
+    """One batch of prompts of equal length, padded right after the shared prefix."""
+    longest = max(inputs.input_ids.shape[1] for inputs in batch)
+    ids, masks, positions = [], [], []
+    for inputs in batch:
+        split, missing = inputs.prefix_length, longest - inputs.input_ids.shape[1]
+        head, tail = inputs.input_ids[:, :split], inputs.input_ids[:, split:]
+        pad = torch.full_like(tail[:, :1], pad_id).expand(1, missing)
+        ids.append(torch.cat([head, pad, tail], dim=1))
+        mask = torch.ones_like(ids[-1])
+        mask[:, split : split + missing] = 0
+        masks.append(mask)
+        before, after = inputs.position_ids[..., :split], inputs.position_ids[..., split:]
+        gap = torch.zeros_like(after[..., :1]).expand(4, 1, missing)
+        positions.append(torch.cat([before, gap, after], dim=2))
+    position_ids = torch.cat(positions, dim=1)
+    position_ids[0] = torch.arange(longest, device=position_ids.device)
+    return torch.cat(ids), torch.cat(masks), position_ids
+
+
+def _is_plain(past: Any) -> bool:
+    """Whether a KV cache is nothing but keys and values, so that padding can be masked out."""
+    return isinstance(past, DynamicCache) and all(type(x) is DynamicLayer for x in past.layers)
