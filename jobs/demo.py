@@ -79,6 +79,6 @@ def _read_back(root: Path, model: Path, watch: Stopwatch) -> Iterator[str]:
     for number, answer in enumerate(answers, 1):
         reuse = "its tokens were prefilled" if number == 1 else "its KV cache was reused"
         yield f"{watch.lap()} asked {video_id} {answer.question!r}: {answer.text!r} ({reuse})"
-    yield "The model has random weights, so its answers are noise; the way they came is the real one."
+    yield "The model's weights are random, so its answers are noise; the way they came is real."
     yield f'next: tokenreel query {root / "cache"} "keep_ratio < 0.5"'
     yield f"      tokenreel show {root / 'cache'} {video_id} --map"

@@ -7,6 +7,7 @@ worker dies while that video is alone in it.
 import logging
 import math
 import os
+import socket
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,8 @@ from schemas.errors import TokenreelError, WorkerDiedError
 from schemas.index import IndexRow
 from schemas.manifest import Manifest
 
+CONNECT_SECONDS = 10.0
+
 
 class WorkerActor:
     """The shell round a Worker inside its Ray process."""
@@ -37,6 +40,10 @@ class WorkerActor:
         """Load the encoder; errors travel back to the driver as they are."""
         self._worker = Worker(config, root, fingerprint=fingerprint)
         return self._worker.manifest
+
+    def pid(self) -> int:
+        """Of this worker's process."""
+        return os.getpid()
 
     def run_task(self, task: Task) -> list[IndexRow]:
         """Process a whole task; the rows of all its commits."""
@@ -94,6 +101,10 @@ class RayRunner:
             self._idle.append(actor)
             yield rows
 
+    def worker_pids(self) -> list[Any]:
+        """References to the process ids of the idle workers."""
+        return [actor.pid.remote() for actor in self._idle]
+
     def close(self) -> None:
         """Leave Ray, ending the actors."""
         if self._owns_ray:
@@ -145,14 +156,33 @@ def _connect(run: RunConfig) -> None:
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if run.address is None:
         wanted = math.ceil(run.workers * run.cpus_per_worker)
-        options |= {"num_cpus": max(wanted, os.cpu_count() or 1), "include_dashboard": False}
+        options |= {
+            "num_cpus": max(wanted, os.cpu_count() or 1),
+            "include_dashboard": False,
+            "runtime_env": {"env_vars": {"PYTHONPATH": _import_path()}},
+        }
     try:
+        if run.address is not None:
+            _require_reachable(run.address)
         ray.init(address=run.address or "local", **options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise TokenreelError(
             f"no Ray at address {run.address!r}: {_one_line(error)}. Start one with `ray start "
             "--head`, or leave --address out to run on this machine"
         ) from error
+
+
+def _require_reachable(address: str) -> None:
+    """Raise OSError unless something listens at host:port; Ray itself would try for minutes."""
+    host, separator, port = address.removeprefix("ray://").rpartition(":")
+    if separator and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+
+
+def _import_path() -> str:
+    """PYTHONPATH with which workers on this machine find the packages the driver runs from."""
+    here = str(Path(__file__).resolve().parents[1])
+    return os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH", "")]))
 
 
 def _cause(error: RayTaskError) -> Exception:

@@ -21,11 +21,13 @@ def render_rows(rows: Sequence[Mapping[str, Any]], style: str) -> str:
 
 
 def render_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Aligned columns, numbers to the right, long cells cut."""
+    """Aligned columns, numbers to the right, long cells cut but in the last column."""
     if not rows:
         return "(no rows)"
     names = list(rows[0])
-    cells = [[_cell(row[name]) for name in names] for row in rows]
+    cells = [
+        [*(_cut(_cell(row[name])) for name in names[:-1]), _cell(row[names[-1]])] for row in rows
+    ]
     widths = [max(len(text) for text in column) for column in zip(names, *cells, strict=True)]
     is_number = [all(isinstance(row[name], int | float | None) for row in rows) for name in names]
 
@@ -43,7 +45,10 @@ def render_table(rows: Sequence[Mapping[str, Any]]) -> str:
 def _cell(value: Any) -> str:
     if value is None:
         return ""
-    text = f"{value:.4g}" if isinstance(value, float) else " ".join(str(value).split())
+    return f"{value:.4g}" if isinstance(value, float) else " ".join(str(value).split())
+
+
+def _cut(text: str) -> str:
     return text if len(text) <= MAX_CELL else text[: MAX_CELL - 3] + "..."
 
 

@@ -82,8 +82,6 @@ class Session:
         for first in range(0, len(prompts), size):
             batch = prompts[first : first + size]
             past = copy.deepcopy(self._prefix(batch[0]))
-            if len(batch) > 1:
-                past.batch_repeat_interleave(len(batch))
             answers += self._generate(batch, past, max_new_tokens, generation_config)
         return answers
 
@@ -128,24 +126,36 @@ class Session:
         max_new_tokens: int,
         generation_config: GenerationConfig | None,
     ) -> list[str]:
+        settings = self._settings(max_new_tokens, generation_config)
+        copies = len(batch) * (settings.num_beams or 1)
+        if copies > 1:
+            past.batch_repeat_interleave(copies)
         input_ids, attention_mask, position_ids = _padded(batch, self._pad_id())
-        options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "pad_token_id": self._pad_id()}
-        if generation_config is None:
-            options["do_sample"] = False
-        else:
-            options["generation_config"] = generation_config
         with torch.inference_mode():
             generated = self._model.generate(
                 input_ids=input_ids.to(self._model.device),
                 attention_mask=attention_mask.to(self._model.device),
                 position_ids=position_ids.to(self._model.device),
                 past_key_values=past,
-                **options,
+                generation_config=settings,
             )
         new_ids = generated[:, input_ids.shape[1] :]
-        return [
-            str(text) for text in self._tokenizer.batch_decode(new_ids, skip_special_tokens=True)
-        ]
+        return list(map(str, self._tokenizer.batch_decode(new_ids, skip_special_tokens=True)))
+
+    def _settings(self, max_new_tokens: int, given: GenerationConfig | None) -> Any:
+        settings: Any = copy.deepcopy(given) or GenerationConfig(do_sample=False)  # type: ignore[no-untyped-call]
+        if (settings.num_return_sequences or 1) > 1:
+            raise PrefillError(
+                "a session gives one answer per question, got num_return_sequences = "
+                f"{settings.num_return_sequences}; use model.generate(**video.prefill(...))"
+            )
+        if settings.max_new_tokens is None:
+            settings.max_new_tokens = max_new_tokens
+        if settings.pad_token_id is None:
+            settings.pad_token_id = self._pad_id()
+        if settings.eos_token_id is None:
+            settings.eos_token_id = self._model.generation_config.eos_token_id
+        return settings
 
     def _pad_id(self) -> int:
         pad, end = self._tokenizer.pad_token_id, self._tokenizer.eos_token_id

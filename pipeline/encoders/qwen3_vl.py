@@ -40,6 +40,10 @@ VISION_TOWERS: dict[str, Tower] = {
     "qwen3_vl_moe": Qwen3VLMoeVisionModel,
 }
 
+MIN_TOKENS_PER_CALL = 16
+"""Smaller calls are filled up with copies of themselves: matrix products of fewer than 12 rows round
+differently on the CPU, and a token must not depend on what shared its call."""
+
 STORAGE_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 _IDENTITY_FIELDS = (
@@ -124,13 +128,14 @@ class Qwen3VLEncoder:
             pixels.append(normalize(rows, self.preprocess))
             sides = (side // self.patches.patch_size for side in frames.shape[1:3])
             grid_thw.append([span.last - span.first, *sides])
+        merged = [t * h * w // self.patches.patches_per_token for t, h, w in grid_thw]
+        copies = -(-MIN_TOKENS_PER_CALL // sum(merged))
         output = self._tower(
-            torch.cat(pixels).to(self._tower.dtype),
-            grid_thw=torch.tensor(grid_thw, device=self.device),
+            torch.cat(pixels * copies).to(self._tower.dtype),
+            grid_thw=torch.tensor(grid_thw * copies, device=self.device),
         )
         features_LND = torch.stack([output.pooler_output, *output.deepstack_features])
-        merged = [t * h * w // self.patches.patches_per_token for t, h, w in grid_thw]
-        return list(torch.split(features_LND, merged, dim=1))
+        return list(torch.split(features_LND[:, : sum(merged)], merged, dim=1))
 
 
 def load_encoder(

@@ -50,7 +50,7 @@ _CLASSES: dict[bool, tuple[Any, Any]] = {
     True: (Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration),
 }
 
-WEIGHT_SCALE = 4.0
+WEIGHT_SCALE = 8.0
 """Default initialisation gives nearly constant logits; wider weights make a wrong position show."""
 
 

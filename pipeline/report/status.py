@@ -13,12 +13,12 @@ FAILED_SQL = """
 """
 
 STATUS_SQL = """
-    SELECT status, coalesce(error_kind, '') AS error_kind, count(*) AS videos,
+    SELECT status, error_kind, count(*) AS videos,
            round(sum(duration_seconds), 1) AS seconds, sum(tokens_before)::BIGINT AS tokens_before,
            sum(tokens_after)::BIGINT AS tokens_after,
            round(sum(tokens_after) / sum(tokens_before), 4) AS keep_ratio,
            sum(num_bytes)::BIGINT AS bytes
-    FROM index GROUP BY ALL ORDER BY status = 'ok' DESC, videos DESC, error_kind
+    FROM index GROUP BY status, error_kind ORDER BY status = 'ok' DESC, videos DESC, error_kind
 """
 
 

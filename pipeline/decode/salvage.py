@@ -1,0 +1,158 @@
+"""What is still good in a damaged video: every frame that no bad packet can have touched."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import av
+import numpy as np
+import numpy.typing as npt
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from pipeline.decode.container import VideoPacket, open_video, read_packets, use_decoder
+from pipeline.decode.pyav_frames import Image, upright_image
+from pipeline.decode.timeline import Timeline
+from schemas.errors import DecodeError
+
+_MIN_GOOD_FRAMES = 2
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Salvage:
+    """The good frames of a video that was decoded from end to end.
+
+    ``labels`` ``(n,)`` int64 identify them while decoding: their pts, or their count when the
+    timeline is counted. ``frame_indices`` ``(n,)`` int64 are their true display indices among
+    ``num_frames``.
+    """
+
+    labels: npt.NDArray[np.int64]
+    frame_indices: npt.NDArray[np.int64]
+    num_frames: int
+    num_bad_packets: int
+
+
+def find_good_frames(path: str, timeline: Timeline, *, max_frame_pixels: int) -> Salvage:
+    """Decode everything once and tell the good frames from the doubtful ones.
+
+    A bad packet spoils all frames decoded after it up to the next good keyframe, and those that
+    are shown before that keyframe but decoded after it. Without pts it spoils the whole rest,
+    for the count is lost.
+
+    Raises:
+        DecodeError: "corrupt_frames" or "truncated", fewer than 2 good frames are left.
+    """
+    decoder = _TolerantDecoder(path, timeline, max_frame_pixels)
+    labels = np.unique(np.array([label for label, _ in decoder], dtype=np.int64))
+    bad_ranks = decoder.bad_ranks | timeline.corrupt_ranks
+    num_bad = timeline.num_lost_packets + len(bad_ranks)
+    num_frames = timeline.probe.num_frames
+    if not num_bad:
+        # Nothing is wrong but the number of packets: some show nothing, some show more.
+        return Salvage(labels, np.arange(labels.size, dtype=np.int64), labels.size, 0)
+    if timeline.is_counted:
+        frame_indices = labels = labels[labels < timeline.num_placed]
+    else:
+        labels = labels[np.isin(labels, timeline.shown_pts[: timeline.num_placed])]
+        labels = labels[~np.isin(labels, _spoiled_pts(timeline, bad_ranks))]
+        frame_indices = np.searchsorted(timeline.shown_pts, labels).astype(np.int64)
+    if labels.size < _MIN_GOOD_FRAMES:
+        kind = "corrupt_frames" if bad_ranks else "truncated"
+        raise DecodeError(
+            kind,
+            f"{path}: only {labels.size} of {num_frames} frames are good ({num_bad} packets are "
+            f"bad or missing), at least {_MIN_GOOD_FRAMES} are needed: copy the video again",
+        )
+    return Salvage(labels, frame_indices, num_frames, num_bad)
+
+
+def salvage_frames(
+    path: str, timeline: Timeline, labels: npt.NDArray[np.int64], *, max_frame_pixels: int
+) -> Iterator[Image]:
+    """Yield the frames with these labels (ascending, none twice), by decoding everything again."""
+    wanted = iter(labels.tolist())
+    label = next(wanted, None)
+    for found, frame in _TolerantDecoder(path, timeline, max_frame_pixels):
+        if label is None:
+            return
+        if found == label:
+            yield upright_image(frame, timeline.probe, path)
+            label = next(wanted, None)
+    if label is not None:
+        raise DecodeError("corrupt_frames", f"{path}: frame {label} came out only once in two runs")
+
+
+def _spoiled_pts(timeline: Timeline, bad_ranks: set[int]) -> npt.NDArray[np.int64]:
+    spoiled = np.zeros(timeline.packet_pts.size, dtype=bool)
+    good_keys = [key for key in timeline.keyframes if key.rank not in bad_ranks]
+    for rank in sorted(bad_ranks):
+        if spoiled[rank]:
+            continue
+        key = next((key for key in good_keys if key.rank > rank), None)
+        if key is None:
+            spoiled[rank:] = True
+            break
+        spoiled[rank : key.rank] = True
+        spoiled[rank:] |= timeline.packet_pts[rank:] < key.pts
+    return timeline.packet_pts[spoiled]
+
+
+class _TolerantDecoder:
+    """All frames with their labels, packet by packet; bad packets are noted and passed over.
+
+    After damage the decoder starts afresh at the next keyframe, as after a jump, so that nothing
+    of the damage is left in it. One thread: an error belongs to the packet just given.
+    """
+
+    def __init__(self, path: str, timeline: Timeline, max_frame_pixels: int) -> None:
+        self._path = path
+        self._timeline = timeline
+        self._max_frame_pixels = max_frame_pixels
+        self._ranks = {int(pts): rank for rank, pts in enumerate(timeline.packet_pts)}
+        self._num_shown = 0
+        self.bad_ranks: set[int] = set()
+
+    def __iter__(self) -> Iterator[tuple[int, VideoFrame]]:
+        self.bad_ranks.clear()
+        self._num_shown = 0
+        with open_video(self._path, self._timeline.demuxer) as (container, stream):
+            use_decoder(stream, threads=1, max_frame_pixels=self._max_frame_pixels)
+            for frame in self._frames(read_packets(container, stream), stream):
+                label = self._label(frame)
+                if label is not None:
+                    yield label, frame
+
+    def _frames(self, packets: Iterator[VideoPacket], stream: VideoStream) -> Iterator[VideoFrame]:
+        is_damaged, first_pts = False, -math.inf
+        for rank, packet in enumerate(packets):
+            if is_damaged and packet.is_keyframe:
+                yield from _decoded(stream, None)[0]
+                stream.codec_context.flush_buffers()
+                is_damaged = False
+                first_pts = -math.inf if packet.pts is None else packet.pts
+            frames, is_good = _decoded(stream, packet)
+            yield from frames
+            is_leading = packet.pts is not None and packet.pts < first_pts
+            if not is_good and not is_leading:
+                self.bad_ranks.add(rank)
+                is_damaged = True
+        yield from _decoded(stream, None)[0]
+
+    def _label(self, frame: VideoFrame) -> int | None:
+        if self._timeline.is_counted:
+            self._num_shown += 1
+            return None if self.bad_ranks else self._num_shown - 1
+        if frame.pts is None:
+            return None
+        if frame.is_corrupt:
+            self.bad_ranks.add(self._ranks.get(frame.pts, 0))
+            return None
+        return int(frame.pts)
+
+
+def _decoded(stream: VideoStream, packet: "VideoPacket | None") -> tuple[list[VideoFrame], bool]:
+    try:
+        return list(stream.codec_context.decode(packet)), True
+    except av.error.FFmpegError:
+        return [], False

@@ -1,0 +1,160 @@
+"""Index fragments: Parquet files with one row per video of one commit."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from schemas.errors import CacheError, IndexCorruptError
+from schemas.index import DIGEST_NAME, INDEX_SCHEMA, IndexRow
+from schemas.video import Scalar
+
+INDEX_FOLDER = "index"
+FRAGMENT_SUFFIX = ".parquet"
+
+ROW_GROUP_ROWS = 65536
+LARGE_FRAGMENT_ROWS = 4096
+"""Below this, dictionaries, statistics and threads cost more than they save."""
+
+MAX_ROW_GROUP_BYTES = 512 * 2**20
+"""A row group that declares more when unpacked is refused before it is unpacked."""
+
+REQUIRED_COLUMNS = (
+    "video_id",
+    "path",
+    "status",
+    "attempts",
+    "size_bytes",
+    "modified_ns",
+    "fingerprint",
+    "format_version",
+    "writer",
+    "created_ns",
+)
+"""Columns without nulls, whatever became of the video."""
+
+
+def fragment_path(root: Path, name: str) -> Path:
+    """Where the fragment called ``name``, a sha256 digest, stands."""
+    return root / INDEX_FOLDER / f"{name}{FRAGMENT_SUFFIX}"
+
+
+def fragment_paths(root: Path) -> list[Path]:
+    """The committed fragments, by name; other files in the folder are not ours to read."""
+    try:
+        paths = sorted((root / INDEX_FOLDER).iterdir())
+    except FileNotFoundError:
+        return []
+    return [
+        path
+        for path in paths
+        if path.suffix == FRAGMENT_SUFFIX and DIGEST_NAME.fullmatch(path.stem)
+    ]
+
+
+def pack_fragment(rows: Sequence[IndexRow]) -> memoryview:
+    """``rows`` as the bytes of a Parquet file, by video id, further columns last.
+
+    Raises:
+        CacheError: a further column has the name of a column of the index.
+    """
+    table = rows_to_table(sorted(rows, key=lambda row: row.video_id))
+    sink = pa.BufferOutputStream()
+    is_large = table.num_rows >= LARGE_FRAGMENT_ROWS
+    pq.write_table(
+        table,
+        sink,
+        compression="zstd",
+        row_group_size=ROW_GROUP_ROWS,
+        use_dictionary=is_large,
+        write_statistics=is_large,
+    )
+    return memoryview(sink.getvalue())
+
+
+def rows_to_table(rows: Sequence[IndexRow]) -> pa.Table:
+    """One Arrow row per index row; a further column of mixed types is stored as text.
+
+    Raises:
+        CacheError: a further column has the name of a column of the index.
+    """
+    names = list(dict.fromkeys(name for row in rows for name in row.extra))
+    taken = sorted(set(names) & set(INDEX_SCHEMA.names))
+    if taken:
+        raise CacheError(
+            f"further columns {taken} have names of the index; rename them in the corpus manifest"
+        )
+    table = pa.Table.from_pylist([row.to_record() for row in rows], schema=INDEX_SCHEMA)
+    for name in names:
+        table = table.append_column(name, _column([row.extra.get(name) for row in rows]))
+    return table
+
+
+def _column(values: Sequence[Scalar]) -> pa.Array:
+    kinds = {type(value) for value in values if value is not None}
+    try:
+        if len(kinds) <= 1 or kinds == {int, float}:
+            return pa.array(values)
+    except (pa.ArrowInvalid, OverflowError):
+        pass
+    return pa.array([None if value is None else str(value) for value in values], pa.string())
+
+
+def read_fragment(path: Path) -> pa.Table:
+    """Read one fragment: the index columns in their order, further columns after them.
+
+    Raises:
+        FileNotFoundError: it is gone; compaction replaces fragments.
+        IndexCorruptError: not a fragment of format 1, or one that unpacks to too much.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            _check_declared_size(path, file.metadata)
+            table = file.read(use_threads=file.metadata.num_rows >= LARGE_FRAGMENT_ROWS)
+        table.validate()
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise IndexCorruptError(
+            f"index fragment {path} cannot be read: {reason}. Move it away and build again; "
+            "the videos it listed are encoded anew."
+        ) from error
+    return _checked_columns(path, table)
+
+
+def _check_declared_size(path: Path, metadata: pq.FileMetaData) -> None:
+    for group in range(metadata.num_row_groups):
+        declared = metadata.row_group(group).total_byte_size
+        if not 0 <= declared <= MAX_ROW_GROUP_BYTES:
+            raise IndexCorruptError(
+                f"index fragment {path}: row group {group} unpacks to {declared} bytes, "
+                f"expected at most {MAX_ROW_GROUP_BYTES}"
+            )
+
+
+def _checked_columns(path: Path, table: pa.Table) -> pa.Table:
+    if not table.schema.equals(INDEX_SCHEMA):
+        table = _index_columns_first(path, table)
+    for name in REQUIRED_COLUMNS:
+        if table[name].null_count:
+            raise IndexCorruptError(
+                f"index fragment {path}: column {name!r} holds {table[name].null_count} nulls"
+            )
+    return table
+
+
+def _index_columns_first(path: Path, table: pa.Table) -> pa.Table:
+    if len(set(table.column_names)) != table.num_columns:
+        raise IndexCorruptError(f"index fragment {path}: a column name is given twice")
+    for field in INDEX_SCHEMA:
+        if field.name not in table.column_names:
+            raise IndexCorruptError(f"index fragment {path}: column {field.name!r} is missing")
+        found = table.schema.field(field.name).type
+        if not found.equals(field.type):
+            raise IndexCorruptError(
+                f"index fragment {path}: column {field.name!r} is {found}, expected {field.type}"
+            )
+    further = [name for name in table.column_names if name not in INDEX_SCHEMA.names]
+    return table.select([*INDEX_SCHEMA.names, *further]).replace_schema_metadata(None)

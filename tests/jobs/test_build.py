@@ -1,0 +1,171 @@
+import dataclasses
+import shutil
+
+import pytest
+import torch
+
+from jobs.build import build, plan_build
+from pipeline.cache import open_cache
+from pipeline.decode.clips import write_scene_clip
+from schemas.config import BuildConfig
+from schemas.errors import CacheMismatchError, CorpusError, ModelError
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Three scenes, one of them in a folder, and a file that is no video."""
+    root = tmp_path_factory.mktemp("corpus")
+    (root / "sub").mkdir()
+    for seed, name in enumerate(["a.mp4", "b.mp4", "sub/c.mp4"]):
+        write_scene_clip(root / name, seed=seed, seconds=2.0, width=128, height=96, fps=12)
+    (root / "broken.mp4").write_bytes(bytes(range(256)) * 10)
+    return root
+
+
+@pytest.fixture
+def config(tiny_checkpoint):
+    sections = {"encoder": {"model": str(tiny_checkpoint), "device": "cpu"}}
+    return BuildConfig.from_mapping(sections)
+
+
+def run(corpus, root, config, **options):
+    return build([str(corpus)], root, config, progress_style="none", **options)
+
+
+def digests(root):
+    cache = open_cache(root)
+    return {
+        video_id: (cache.row(video_id).key, cache.row(video_id).head_digest)
+        for video_id in cache.ids()
+    }
+
+
+def test_every_good_video_is_cached_and_every_bad_one_recorded(corpus, tmp_path, config):
+    summary = run(corpus, tmp_path / "cache", config)
+    cache = open_cache(tmp_path / "cache")
+    assert list(cache.ids()) == ["a.mp4", "b.mp4", "sub/c.mp4"]
+    assert (summary.tally.done, summary.tally.failed, summary.exit_code) == (3, 1, 3)
+    row = cache.row("broken.mp4")
+    assert (row.status, row.error_kind) == ("failed", "unreadable")
+    video = cache.load("sub/c.mp4")
+    assert video.num_tokens == cache.row("sub/c.mp4").tokens_after
+    assert torch.isfinite(video.features).all()
+
+
+def test_a_second_build_has_nothing_to_do(corpus, tmp_path, config):
+    run(corpus, tmp_path / "cache", config)
+    before = sorted(path.name for path in (tmp_path / "cache" / "shards").iterdir())
+    again = run(corpus, tmp_path / "cache", config)
+    assert (again.tally.total, again.plan.num_done, again.plan.num_failed_before) == (0, 3, 1)
+    assert again.exit_code == 3, "the corpus still holds a video that failed"
+    assert sorted(path.name for path in (tmp_path / "cache" / "shards").iterdir()) == before
+
+
+def test_a_stopped_build_resumes_and_gives_the_bytes_of_an_undisturbed_one(
+    corpus, tmp_path, config
+):
+    run(corpus, tmp_path / "whole", config)
+    for _ in range(4):
+        run(corpus, tmp_path / "pieces", config, limit=1)
+    assert digests(tmp_path / "pieces") == digests(tmp_path / "whole")
+
+
+def test_decoding_ahead_and_small_shards_change_no_byte(corpus, tmp_path, config):
+    run(corpus, tmp_path / "plain", config)
+    busy = config.override("decode", children=2).override("store", shard_bytes=1)
+    run(corpus, tmp_path / "busy", busy.override("encoder", max_patches_per_call=64))
+    assert digests(tmp_path / "busy") == digests(tmp_path / "plain")
+    assert len(list((tmp_path / "busy" / "shards").iterdir())) > 1
+
+
+def test_failed_videos_are_tried_again_on_request_and_count_their_attempts(
+    corpus, tmp_path, config
+):
+    copy = shutil.copytree(corpus, tmp_path / "copy")
+    run(copy, tmp_path / "cache", config)
+    run(copy, tmp_path / "cache", config, retry_failed=True)
+    assert open_cache(tmp_path / "cache").row("broken.mp4").attempts == 2
+    shutil.copy(copy / "a.mp4", copy / "broken.mp4")
+    assert run(copy, tmp_path / "cache", config).exit_code == 0
+    assert "broken.mp4" in open_cache(tmp_path / "cache")
+
+
+def test_a_video_that_changed_is_encoded_again(corpus, tmp_path, config):
+    copy = shutil.copytree(corpus, tmp_path / "copy")
+    run(copy, tmp_path / "cache", config)
+    before = open_cache(tmp_path / "cache").row("a.mp4").key
+    write_scene_clip(copy / "a.mp4", seed=9, seconds=3.0, width=128, height=96, fps=12)
+    assert run(copy, tmp_path / "cache", config).tally.done == 1
+    assert open_cache(tmp_path / "cache").row("a.mp4").key != before
+
+
+def test_another_configuration_is_refused_field_by_field(corpus, tmp_path, config):
+    run(corpus, tmp_path / "cache", config)
+    other = config.override("fusion", threshold=0.5).override("sampling", fps=1.0)
+    with pytest.raises(CacheMismatchError) as caught:
+        run(corpus, tmp_path / "cache", other)
+    assert "fusion.threshold: cache has 0.7, this build 0.5" in str(caught.value)
+    assert "sampling.fps: cache has 2.0, this build 1.0" in str(caught.value)
+
+
+def test_anchor_first_changes_the_order_of_the_prompt_and_no_position(corpus, tmp_path, config):
+    run(corpus, tmp_path / "plain", config)
+    run(corpus, tmp_path / "anchor", config.override("fusion", order="anchor_first"))
+    plain = open_cache(tmp_path / "plain").load("a.mp4")
+    moved = open_cache(tmp_path / "anchor").load("a.mp4")
+    anchor = moved.row.anchor_frame
+    assert moved.coordinates[0, 0] == anchor
+
+    def as_set(video):
+        columns = torch.cat([video.input_ids[None].int(), video.position_ids]).T
+        return sorted(map(tuple, columns.tolist()))
+
+    assert as_set(moved) == as_set(plain)
+    assert moved.next_position == plain.next_position
+
+
+@pytest.mark.parametrize("method", ["none", "uniform", "random"])
+def test_every_method_builds_and_loads(corpus, tmp_path, config, method):
+    run(corpus, tmp_path / "cache", config.override("fusion", method=method))
+    cache = open_cache(tmp_path / "cache")
+    row = cache.row("a.mp4")
+    expected = row.tokens_before if method == "none" else row.tokens_before // 3
+    assert cache.load("a.mp4").num_tokens == expected
+
+
+def test_a_failure_budget_stops_the_build_and_keeps_what_is_done(corpus, tmp_path, config):
+    strict = config.override("run", max_failures=0)
+    strict = dataclasses.replace(
+        strict, store=dataclasses.replace(strict.store, max_videos_per_task=1)
+    )
+    summary = run(corpus, tmp_path / "cache", strict)
+    assert summary.exit_code == 4
+    assert "the budget is 0" in summary.stopped_by
+    assert open_cache(tmp_path / "cache").index.num_rows == summary.tally.finished
+
+
+def test_manifest_columns_reach_the_index_and_its_sql(corpus, tmp_path, config):
+    manifest = tmp_path / "videos.csv"
+    lines = [f"first,{corpus / 'a.mp4'},kitchen,3", f"gone,{tmp_path / 'no.mp4'},garden,4"]
+    manifest.write_text("\n".join(["video_id,uri,place,camera", *lines]))
+    build([str(manifest)], tmp_path / "cache", config, progress_style="none")
+    found = open_cache(tmp_path / "cache").query(
+        "SELECT video_id, status, error_kind, place, camera FROM index ORDER BY video_id"
+    )
+    assert [tuple(row.values()) for row in found.to_pylist()] == [
+        ("first", "ok", None, "kitchen", 3),
+        ("gone", "failed", "missing", "garden", 4),
+    ]
+
+
+def test_bad_corpora_and_models_are_refused_before_anything_is_written(corpus, tmp_path, config):
+    with pytest.raises(CorpusError, match="does not exist"):
+        run(tmp_path / "nowhere", tmp_path / "cache", config)
+    with pytest.raises(ModelError, match=r"no config\.json"):
+        run(corpus, tmp_path / "cache", config.override("encoder", model=str(corpus)))
+    assert not (tmp_path / "cache" / "manifest.json").exists()
+
+
+def test_a_plan_reads_no_video(corpus, tmp_path):
+    plan = plan_build([str(corpus)], tmp_path / "cache")
+    assert (plan.num_videos, len(plan.todo)) == (4, 4)

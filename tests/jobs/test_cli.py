@@ -1,0 +1,201 @@
+import json
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from jobs.cli import cli
+from tests.synthetic import REPOSITORY
+
+VERBS = ("plan", "build", "status", "query", "show", "ask", "verify", "demo")
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """The folder of a finished demo, and what it printed."""
+    root = tmp_path_factory.mktemp("demo")
+    result = CliRunner().invoke(cli, ["demo", "--out", str(root)], catch_exceptions=False)
+    assert result.exit_code == 0
+    return root, result.stdout
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
+
+
+def test_the_verbs_are_these():
+    assert tuple(cli.commands) == VERBS
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_with_an_example(verb):
+    result = run(verb, "--help")
+    assert result.exit_code == 0
+    assert f"tokenreel {verb} " in result.stdout.split("Example:")[1]
+
+
+def test_the_flags_of_build_are_frozen():
+    flags = {option for p in cli.commands["build"].params for option in p.opts if option[0] == "-"}
+    assert " ".join(sorted(flags)) == (
+        "--address --budget --config --decoder --device --dtype --fps --fusion --json --limit "
+        "--max-failures --max-frames --model --out --retry-failed --runner --threshold --window "
+        "--workers"
+    )
+
+
+def test_the_reference_in_the_docs_is_the_commands_own_help():
+    made = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys; sys.path.insert(0, 'docs'); "
+            "from make_cli_reference import reference; sys.stdout.write(reference())",
+        ],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert made == (REPOSITORY / "docs" / "cli.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["plan", "{videos}", "--out", "{cache}"],
+        ["status", "{cache}"],
+        ["query", "{cache}", "keep_ratio < 2"],
+    ],
+    ids=lambda a: a[0],
+)
+def test_light_verbs_import_neither_torch_nor_ray_nor_transformers(demo, arguments):
+    root, _ = demo
+    places = {"videos": root / "videos", "cache": root / "cache"}
+    arguments = [argument.format(**places) for argument in arguments]
+    code = (
+        "import sys, tokenreel\n"
+        "from jobs.cli import cli\n"
+        f"cli({arguments!r}, standalone_mode=False)\n"
+        "print(sorted({'torch', 'ray', 'transformers'} & set(sys.modules)), file=sys.stderr)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    assert result.stderr.splitlines()[-1] == "[]"
+
+
+def test_the_demo_tells_every_step_with_its_time(demo):
+    _, text = demo
+    for step in (
+        "rendered 4 videos",
+        "made a tiny Qwen3-VL",
+        "encoded 4 videos",
+        "queried the index",
+    ):
+        assert f"s] {step}" in text
+    assert text.count("asked scene_0.mp4") == 2
+    assert "next: tokenreel query" in text
+
+
+def test_status_query_show_and_verify_read_the_cache(demo):
+    cache = demo[0] / "cache"
+    status = run("status", cache, "--format", "json")
+    assert json.loads(status.stdout)["videos"] == 4
+    assert run("status", cache, "--failed").stdout == "(no rows)\n"
+    found = run("query", cache, "SELECT count(*) AS n FROM index", "--format", "csv")
+    assert found.stdout == "n\n4\n"
+    shown = run("show", cache, "scene_0.mp4", "--map").stdout
+    assert "keep_ratio" in shown
+    assert "anchor" in shown
+    verified = run("verify", cache)
+    assert (verified.exit_code, verified.stderr) == (0, "0 damaged videos, 0 stray files\n")
+
+
+def test_ask_prints_one_answer_per_question_and_reads_less_with_a_budget(demo):
+    cache = demo[0] / "cache"
+    asked = run("ask", cache, "scene_0.mp4", "Who?", "Where?", "--json", "--max-new-tokens", 4)
+    answers = [json.loads(line) for line in asked.stdout.splitlines()]
+    assert [answer["question"] for answer in answers] == ["Who?", "Where?"]
+    less = run(
+        "ask", cache, "scene_0.mp4", "Who?", "--json", "--budget", "20", "--max-new-tokens", 4
+    )
+    answer = json.loads(less.stdout)
+    assert answer["num_tokens"] == 20
+    assert answer["bytes_read"] < answers[0]["bytes_read"]
+
+
+def test_build_resumes_and_says_what_comes_next(demo):
+    root, _ = demo
+    arguments = ["build", root / "videos", "--out", root / "cache", "--model", root / "model"]
+    done = run(*arguments, "--fps", "4", "--device", "cpu")
+    assert (done.exit_code, done.stdout) == (0, "")
+    assert "done 0/0 videos" in done.stderr
+    assert "4 were done before" in done.stderr
+    assert "next: tokenreel query" in done.stderr
+    as_json = run(*arguments, "--fps", "4", "--device", "cpu", "--json")
+    assert json.loads(as_json.stdout)["done_before"] == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["status", "{root}/nowhere"], "no cache at"),
+        (["show", "{root}/cache", "scene_9.mp4"], "scene_"),
+        (["query", "{root}/cache", "keepratio < 1"], "keep_ratio"),
+        (["build", "{root}/none", "--out", "{root}/c", "--model", "x/y"], "does not exist"),
+        (
+            ["build", "{root}/videos", "--out", "{root}/c", "--model", "{root}/videos"],
+            "config.json",
+        ),
+        (
+            ["build", "{root}/videos", "--out", "{root}/c", "--model", "m", "--threshold", "7"],
+            "(-1, 1]",
+        ),
+        (
+            ["build", "{root}/videos", "--out", "{root}/cache", "--model", "{root}/model"],
+            "sampling.fps",
+        ),
+        (["plan", "{root}/videos", "--out", "{root}/c", "--config", "{root}/no.toml"], "no.toml"),
+        (["ask", "{root}/cache", "scene_0.mp4", "?", "--model", "{root}/videos"], "config.json"),
+        (["ask", "{root}/cache", "scene_0.mp4", "?", "--threshold", "0.9"], "0.7"),
+    ],
+    ids=str,
+)
+def test_bad_input_is_one_clear_line_and_exit_code_1(demo, arguments, message):
+    result = run(*[argument.format(root=demo[0]) for argument in arguments])
+    assert result.exit_code == 1
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert result.stderr.startswith("error: ")
+    assert message in result.stderr
+
+
+def test_an_unknown_setting_is_refused_with_a_suggestion(demo, tmp_path):
+    (tmp_path / "build.toml").write_text("[fusion]\ntreshold = 0.5\n")
+    result = run("plan", demo[0] / "videos", "--out", tmp_path, "--config", tmp_path / "build.toml")
+    assert result.exit_code == 1
+    assert "did you mean 'threshold'?" in result.stderr
+
+
+def test_flags_beat_the_file_and_the_file_beats_the_defaults(demo, tmp_path):
+    (tmp_path / "build.toml").write_text("[fusion]\nthreshold = 0.5\nwindow = 5\n")
+    result = run(
+        "plan",
+        demo[0] / "videos",
+        "--out",
+        tmp_path / "c",
+        "--config",
+        tmp_path / "build.toml",
+        "--threshold",
+        "0.6",
+        "--json",
+    )
+    fusion = json.loads(result.stdout)["config"]["fusion"]
+    assert (fusion["threshold"], fusion["window"], fusion["order"]) == (0.6, 5, "chronological")
+
+
+def test_a_missing_model_is_a_usage_error(demo):
+    result = run("build", demo[0] / "videos", "--out", demo[0] / "c")
+    assert result.exit_code == 2
+    assert "--model" in result.stderr
