@@ -6,11 +6,11 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.installed
 	$(BIN)/tokenreel demo --out demo
 
-test: $(VENV)/.installed-dev check
-	$(BIN)/pytest -q
+test: check fast
+	$(BIN)/pytest -q -m "slow or ray"
 
 fast: $(VENV)/.installed-dev
-	$(BIN)/pytest -q -m "not slow and not ray"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto -m "not slow and not ray"
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -10,8 +10,8 @@ INTRODUCTION = """# Command line
 
 Written by `python docs/make_cli_reference.py`; a test compares it with the commands.
 
-stdout is data, stderr is talk. Exit codes: 0 done, 1 user error (one line), 2 usage, 3 finished with
-failures inside the budget or damage found, 4 failure budget exceeded, 130 interrupted.
+stdout is data, stderr is talk. Exit codes: 0 done, 1 user error (one line), 2 usage, 3 finished
+with failures inside the budget or damage found, 4 failure budget exceeded, 130 interrupted.
 """
 
 

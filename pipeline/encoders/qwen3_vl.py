@@ -41,8 +41,8 @@ VISION_TOWERS: dict[str, Tower] = {
 }
 
 MIN_TOKENS_PER_CALL = 16
-"""Smaller calls are filled up with copies of themselves: matrix products of fewer than 12 rows round
-differently on the CPU, and a token must not depend on what shared its call."""
+"""Smaller calls are filled up with copies of themselves: matrix products of fewer than 12 rows
+round differently on the CPU, and a token must not depend on what shared its call."""
 
 STORAGE_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 

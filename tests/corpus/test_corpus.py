@@ -331,6 +331,7 @@ def test_a_folder_that_cannot_be_listed_is_an_error(folder):
         (folder / "sub").chmod(0o755)
 
 
+@pytest.mark.slow
 def test_twenty_thousand_videos_are_listed_in_seconds(tmp_path):
     for group in range(20):
         (tmp_path / f"{group:02d}").mkdir()

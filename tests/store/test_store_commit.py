@@ -70,6 +70,7 @@ def start(root: Path, mode: str, number: int = 0) -> subprocess.Popen:
     )
 
 
+@pytest.mark.slow
 def test_two_processes_that_commit_the_same_task_leave_one_copy(tmp_path):
     racers = [start(tmp_path, "race") for _ in range(2)]
     for racer in racers:
@@ -84,6 +85,7 @@ def test_two_processes_that_commit_the_same_task_leave_one_copy(tmp_path):
     assert list(verify_cache(tmp_path)) == []
 
 
+@pytest.mark.slow
 def test_a_process_killed_at_any_point_leaves_all_rows_or_none(tmp_path):
     points = 24
     output, errors = start(tmp_path, "kill", points).communicate(timeout=120)
@@ -106,6 +108,7 @@ def test_a_process_killed_at_any_point_leaves_all_rows_or_none(tmp_path):
     assert set(counts) == {0, 2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("limit", "debris"), [(3000, set()), (8500, {"orphan_shard"})])
 def test_a_disk_that_is_full_leaves_the_old_cache_and_nothing_half_written(tmp_path, limit, debris):
     build(tmp_path, make_sample().pending("old"))
