@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from pipeline.corpus import find_videos
-
 from jobs.failures import FailureBudget
 from jobs.plan import BuildPlan, Task, make_plan
 from jobs.progress import Progress, Tally
+from pipeline.corpus import find_videos
 from pipeline.store.index import Index
 from pipeline.store.manifest import MANIFEST_NAME, create_or_check
 from schemas.config import BuildConfig
@@ -105,7 +104,8 @@ def _run(
     progress = Progress(tally, style=progress_style)
     failures: list[IndexRow] = []
     try:
-        for rows in runner.run(plan.tasks(config.store.max_videos_per_task)):
+        tasks = plan.tasks(config.store.max_videos_per_task, workers=config.run.workers)
+        for rows in runner.run(tasks):
             failures += [row for row in rows if row.status != "ok"]
             for row in rows:
                 progress.count(row)

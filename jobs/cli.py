@@ -70,7 +70,7 @@ def plan(
 
     config = resolve_config(config_file, flags)
     planned = plan_build(corpus, root, retry_failed=retry_failed, limit=limit)
-    tasks = planned.tasks(config.store.max_videos_per_task)
+    tasks = planned.tasks(config.store.max_videos_per_task, workers=config.run.workers)
     counts = {
         "videos": planned.num_videos,
         "done": planned.num_done,

@@ -1,5 +1,6 @@
 """What a build would do: which videos are new, which are done, and how they form tasks."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +9,9 @@ import pyarrow as pa
 
 from pipeline.keys import content_digest
 from schemas.video import VideoRef
+
+TASKS_PER_WORKER = 4
+"""With several workers at least so many tasks each, so that none is left with one long task."""
 
 DONE_COLUMNS = (
     "video_id",
@@ -51,10 +55,12 @@ class BuildPlan:
     def todo_bytes(self) -> int:
         return sum(max(0, ref.size_bytes) for ref in self.todo)
 
-    def tasks(self, max_videos: int) -> list[Task]:
-        """Tasks of similar size, the largest videos first, at most ``max_videos`` each."""
+    def tasks(self, max_videos: int, *, workers: int = 1) -> list[Task]:
+        """Tasks of at most ``max_videos``, the largest videos first, enough to busy all workers."""
         ordered = sorted(self.todo, key=lambda ref: (-ref.size_bytes, ref.video_id))
-        groups = [ordered[i : i + max_videos] for i in range(0, len(ordered), max_videos)]
+        even_share = math.ceil(len(ordered) / (workers * TASKS_PER_WORKER))
+        size = max_videos if workers == 1 else max(1, min(max_videos, even_share))
+        groups = [ordered[i : i + size] for i in range(0, len(ordered), size)]
         return [
             Task(tuple(group), tuple(self.attempts.get(ref.video_id, 0) for ref in group))
             for group in groups

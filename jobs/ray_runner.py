@@ -111,9 +111,10 @@ class RayRunner:
             ray.shutdown()
 
     def _new_actor(self) -> Any:
-        run = self._config.run
         actor_class = ray.remote(WorkerActor).options(
-            num_cpus=run.cpus_per_worker, num_gpus=run.gpus_per_worker, max_restarts=0
+            num_cpus=self._config.run.cpus_per_worker,
+            num_gpus=_gpus_per_worker(self._config),
+            max_restarts=0,
         )
         return actor_class.remote()
 
@@ -170,6 +171,14 @@ def _connect(run: RunConfig) -> None:
             f"no Ray at address {run.address!r}: {_one_line(error)}. Start one with `ray start "
             "--head`, or leave --address out to run on this machine"
         ) from error
+
+
+def _gpus_per_worker(config: BuildConfig) -> float:
+    """What the settings say; without a word one GPU if the cluster has any and it may be used."""
+    if config.run.gpus_per_worker is not None:
+        return config.run.gpus_per_worker
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return float(config.encoder.device != "cpu" and resources.get("GPU", 0) > 0)
 
 
 def _require_reachable(address: str) -> None:

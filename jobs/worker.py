@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -70,8 +71,6 @@ class Worker:
         self._threads = ThreadPoolExecutor(len(self._readers), thread_name_prefix="read")
 
     def _make_manifest(self) -> Manifest:
-        import transformers
-
         encoder = self._encoder
         return Manifest(
             encoder=encoder.identity,
@@ -86,7 +85,7 @@ class Worker:
                 "revision": encoder.revision,
                 "device": str(encoder.device),
                 "torch": torch.__version__,
-                "transformers": transformers.__version__,
+                "transformers": version("transformers"),
             },
         )
 

@@ -2,10 +2,9 @@
 
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from pipeline.encoders import VisualTokens
 from pipeline.fusion import plan_fusion
@@ -16,8 +15,11 @@ from schemas.config import FusionConfig
 from schemas.grid import PatchGeometry
 from schemas.video import SampledFrames, VideoProbe
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
-def marker_ids(tokenizer: PreTrainedTokenizerBase) -> MarkerIds:
+
+def marker_ids(tokenizer: "PreTrainedTokenizerBase") -> MarkerIds:
     """Ids of the video markers in this tokenizer."""
     names = ("vision_start", "vision_end", "video_pad")
     ids: Any = [tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in names]
@@ -31,7 +33,7 @@ def assemble_pending(
     key: str,
     fusion: FusionConfig,
     patches: PatchGeometry,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: "PreTrainedTokenizerBase",
     fields: Mapping[str, Any],
 ) -> PendingVideo:
     """Fuse one video's tokens, place the survivors in the prompt, and pack the record.

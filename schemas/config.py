@@ -179,22 +179,27 @@ class StoreConfig:
 class RunConfig:
     """Where a build runs and when it gives up.
 
-    ``max_failures``: an int is a count, a float in (0, 1) a fraction of the videos tried so far
-    that counts after the first 100; None never stops.
+    ``gpus_per_worker`` None is one where the Ray cluster has any, unless ``encoder.device`` is
+    the CPU. ``max_failures``: an int is a count, a float in (0, 1) a fraction of the videos tried
+    so far that counts after the first 100; None never stops.
     """
 
     runner: str = "local"
     address: str | None = None
     workers: int = 1
     cpus_per_worker: float = 1.0
-    gpus_per_worker: float = 0.0
+    gpus_per_worker: float | None = None
     max_failures: float | int | None = None
 
     def __post_init__(self) -> None:
         _require(self.runner in RUNNERS, "run.runner", self.runner, f"one of {RUNNERS}")
         _require(1 <= self.workers <= 10_000, "run.workers", self.workers, "1 to 10000")
         _require(self.cpus_per_worker >= 0, "run.cpus_per_worker", self.cpus_per_worker, ">= 0")
-        _require(self.gpus_per_worker >= 0, "run.gpus_per_worker", self.gpus_per_worker, ">= 0")
+        gpus = self.gpus_per_worker
+        _require(gpus is None or gpus >= 0, "run.gpus_per_worker", gpus, "at least 0")
+        if self.runner == "local":
+            _require(self.workers == 1, "run.workers", self.workers, "1, or runner 'ray'")
+            _require(self.address is None, "run.address", self.address, "runner 'ray' with it")
         if isinstance(self.max_failures, float):
             _require(
                 0 < self.max_failures < 1, "run.max_failures", self.max_failures, "in (0, 1) or int"

@@ -1,6 +1,9 @@
 import hashlib
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -15,7 +18,7 @@ from pipeline.encoders.packing import FrameSpan, plan_calls
 from pipeline.encoders.tiny import write_tiny_checkpoint
 from schemas.config import EncoderConfig, PreprocessConfig
 from schemas.errors import ModelError
-from tests.synthetic import encode_clip, pattern_frames
+from tests.synthetic import REPOSITORY, encode_clip, pattern_frames
 
 SHAPES = [(7, 96, 128), (4, 64, 64), (12, 160, 96), (2, 32, 32), (2, 64, 96)]
 
@@ -171,3 +174,29 @@ def test_a_tiny_checkpoint_has_the_same_bytes_each_time(tmp_path):
         for name in ("a", "b")
     }
     assert len(digests) == 1
+
+
+def test_a_hub_id_is_found_in_the_hubs_cache_and_its_revision_is_recorded(
+    tmp_path, tiny_checkpoint
+):
+    """Offline, as on a cluster node whose hub cache was filled before."""
+    revision = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "hub" / "models--someone--tiny"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(revision)
+    shutil.copytree(tiny_checkpoint, repository / "snapshots" / revision)
+    code = (
+        "from pipeline.encoders import load_encoder\n"
+        "from schemas.config import EncoderConfig\n"
+        "print(load_encoder(EncoderConfig(model='someone/tiny', device='cpu')).revision)\n"
+    )
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=REPOSITORY,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout.strip() == revision

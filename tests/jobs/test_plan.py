@@ -40,6 +40,10 @@ def test_tasks_hold_the_largest_videos_first(videos):
     assert [[v.video_id for v in task.videos] for task in tasks] == [["b.mp4", "c.mp4"], ["a.mp4"]]
 
 
+def test_several_workers_get_several_tasks_each(videos):
+    assert len(make_plan(videos, None).tasks(16, workers=2)) == 3
+
+
 def test_failed_videos_are_left_out_unless_asked_for_and_keep_their_attempts(videos):
     index = rows_to_table([failed(videos[1])])
     plan = make_plan(videos, index)

@@ -46,7 +46,7 @@ def content(root):
 
 
 def test_both_runners_write_the_same_bytes_for_every_video(corpus, tmp_path, config):
-    local = config.override("run", runner="local")
+    local = config.override("run", runner="local", workers=1)
     build([str(corpus)], tmp_path / "local", local, progress_style="none")
     summary = build([str(corpus)], tmp_path / "ray", config, progress_style="none")
     assert (summary.tally.done, summary.tally.failed, summary.exit_code) == (6, 1, 3)

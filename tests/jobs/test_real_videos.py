@@ -25,7 +25,7 @@ def caches(tmp_path_factory, tiny_checkpoint):
     for runner in ("local", "ray"):
         sections = {
             "encoder": {"model": str(tiny_checkpoint), "device": "cpu"},
-            "run": {"runner": runner, "workers": 2},
+            "run": {"runner": runner, "workers": 2 if runner == "ray" else 1},
             "store": {"max_videos_per_task": 3},
         }
         config = BuildConfig.from_mapping(sections)
