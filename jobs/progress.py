@@ -64,12 +64,19 @@ class Tally:
 class Progress:
     """Tells a person or a program how a build goes; ``style`` is "auto", "json" or "none"."""
 
-    def __init__(self, tally: Tally, *, style: str = "auto", stream: IO[str] | None = None) -> None:
+    def __init__(
+        self,
+        tally: Tally,
+        *,
+        style: str = "auto",
+        stream: IO[str] | None = None,
+        line_every_seconds: float = LINE_EVERY_SECONDS,
+    ) -> None:
         self._tally = tally
         self._stream = stream or sys.stderr
         self._is_json = style == "json"
         is_bar = style == "auto" and self._stream.isatty()
-        self._every = LINE_EVERY_SECONDS if style == "auto" and not is_bar else None
+        self._every = line_every_seconds if style == "auto" and not is_bar else None
         self._last_line = time.monotonic()
         self._bar = tqdm(
             total=tally.total, unit="video", file=self._stream, disable=not is_bar, smoothing=0.1

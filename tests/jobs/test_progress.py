@@ -1,0 +1,72 @@
+import fcntl
+import io
+import json
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
+
+from jobs.progress import Progress, Tally
+from schemas.index import IndexRow
+from tests.synthetic import REPOSITORY
+
+
+def row(name, status="failed"):
+    return IndexRow(
+        video_id=name,
+        path=name,
+        status=status,
+        fingerprint="f" * 64,
+        size_bytes=1,
+        modified_ns=1,
+        created_ns=1,
+        writer="test",
+        error_kind="timeout",
+    )
+
+
+def test_json_style_says_one_object_per_video():
+    stream = io.StringIO()
+    progress = Progress(Tally(total=2), style="json", stream=stream)
+    progress.count(row("a"))
+    progress.count(row("b"))
+    events = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [event["video_id"] for event in events] == ["a", "b"]
+    assert (events[-1]["finished"], events[-1]["total"]) == (2, 2)
+
+
+def test_off_a_terminal_nothing_is_said_before_the_interval_is_over():
+    stream = io.StringIO()
+    tally = Tally(total=3)
+    progress = Progress(tally, stream=stream, line_every_seconds=1e9)
+    progress.count(row("a"))
+    assert stream.getvalue() == ""
+
+
+def test_off_a_terminal_a_line_tells_count_rate_kept_failed_and_eta():
+    stream = io.StringIO()
+    progress = Progress(Tally(total=3), stream=stream, line_every_seconds=0.0)
+    progress.count(row("a"))
+    line = stream.getvalue()
+    assert line.startswith("1/3 videos  ")
+    for word in ("videos/s", "kept", "1 failed", "ETA"):
+        assert word in line
+
+
+def test_on_a_terminal_there_is_one_bar():
+    code = (
+        "from jobs.progress import Progress, Tally\n"
+        "from tests.jobs.test_progress import row\n"
+        "progress = Progress(Tally(total=2))\n"
+        "progress.count(row('a')); progress.count(row('b')); progress.close()\n"
+    )
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
+    subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, stderr=theirs, check=True)
+    os.close(theirs)
+    text = os.read(ours, 100_000).decode()
+    os.close(ours)
+    assert "2/2" in text
+    assert "2 failed" in text
