@@ -90,8 +90,11 @@ class Worker:
         )
 
     def close(self) -> None:
-        """End the decode children."""
-        self._threads.shutdown(cancel_futures=True)
+        """End the decode children at once, also in the middle of a video."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        for reader in self._readers:
+            reader.interrupt()
+        self._threads.shutdown()
         for reader in self._readers:
             reader.close()
 

@@ -192,6 +192,8 @@ def _native_complaints() -> str:
 
 
 def _die_with_parent() -> None:
+    """Live as long as the parent: not shorter by a Ctrl-C meant for it, nor longer."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 

@@ -135,6 +135,10 @@ class ChildProcess:
         said = next((line.strip() for line in reversed(lines) if line.strip()), "")
         return f"{ending}: {said}" if said else ending
 
+    def stop(self) -> None:
+        """End the process; whoever talks to it is told that it died."""
+        self._process.kill()
+
     def kill(self) -> None:
         """End the process at once and give back its memory. May be called twice."""
         self._is_talking = False

@@ -52,6 +52,7 @@ class FrameReader:
         self._decode = decode
         self._sampling = sampling
         self._child: ChildProcess | None = None
+        self._is_interrupted = False
 
     def __enter__(self) -> Self:
         return self
@@ -69,6 +70,12 @@ class FrameReader:
         if self._child:
             self._child.kill()
             self._child = None
+
+    def interrupt(self) -> None:
+        """Make a read that goes on in another thread fail soon, and every later one."""
+        self._is_interrupted = True
+        if self._child:
+            self._child.stop()
 
     @property
     def child_pid(self) -> int | None:
@@ -114,6 +121,8 @@ class FrameReader:
                     raise
 
     def _ready_child(self) -> ChildProcess:
+        if self._is_interrupted:
+            raise DecodeError("decoder_crash", "the reader was interrupted; build again to resume")
         if self._child and (self._child.num_requests >= RECYCLE_AFTER or not self._child.is_idle):
             self.close()
         if not self._child:

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,28 @@ def test_an_idle_child_that_died_is_replaced_without_a_word(clip):
         os.waitid(os.P_PID, first, os.WEXITED | os.WNOWAIT)
         assert counters(reader.read(clip)) == list(range(30))
         assert reader.child_pid != first
+
+
+def test_a_read_in_another_thread_can_be_interrupted(clip):
+    """The child is stopped, so without the interruption this read would never end."""
+    with FrameReader(DecodeConfig(deadline_seconds=1e6), ALL) as reader:
+        reader.probe(clip)
+        os.kill(reader.child_pid, signal.SIGSTOP)
+        with ThreadPoolExecutor(1) as threads:
+            reading = threads.submit(reader.read, clip)
+            reader.interrupt()
+            with pytest.raises(DecodeError) as caught:
+                reading.result(timeout=30)
+        assert caught.value.kind == "decoder_crash"
+
+
+def test_an_interrupt_of_the_terminal_is_left_to_the_parent(clip):
+    with FrameReader(DecodeConfig(), ALL) as reader:
+        reader.probe(clip)
+        first = reader.child_pid
+        os.kill(first, signal.SIGINT)
+        assert counters(reader.read(clip)) == list(range(30))
+        assert reader.child_pid == first
 
 
 def test_a_child_is_reused_and_replaced_when_old(clip, monkeypatch):
