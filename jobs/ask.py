@@ -71,11 +71,15 @@ def ask_cache(
     """
     cache = open_cache(root)
     video = cache.load(video_id, budget=budget, threshold=threshold)
-    name = model or cache.manifest.about.get("model")
+    about = cache.manifest.about
+    name = model or about.get("model")
     if not name:
         raise ConfigError(f"{root} does not say which model made it; give --model")
-    language_model = load_language_model(name, cache.manifest.encoder, device=device)
-    session = Session(language_model, load_tokenizer(name), video)
+    revision = about.get("revision") or None if name == about.get("model") else None
+    language_model = load_language_model(
+        name, cache.manifest.encoder, device=device, revision=revision
+    )
+    session = Session(language_model, load_tokenizer(name, revision), video)
     for question in questions:
         started = time.perf_counter()
         text = session.ask(question, system=system, max_new_tokens=max_new_tokens)

@@ -9,8 +9,9 @@ from jobs.failures import FailureBudget
 from jobs.plan import BuildPlan, Task, make_plan
 from jobs.progress import Progress, Tally
 from pipeline.corpus import find_videos
+from pipeline.fusion import check_settings
 from pipeline.store.index import Index
-from pipeline.store.manifest import MANIFEST_NAME, create_or_check
+from pipeline.store.manifest import MANIFEST_NAME, create_or_check, read_manifest
 from schemas.config import BuildConfig
 from schemas.errors import FailureBudgetExceeded
 from schemas.index import IndexRow
@@ -45,7 +46,7 @@ class BuildSummary:
 
     @property
     def exit_code(self) -> int:
-        """0 all videos are cached, 3 some failed, 4 the failure budget ended the build."""
+        """0 no video failed, 3 some did, 4 the failure budget ended the build."""
         if self.stopped_by:
             return 4
         return 3 if self.failures or self.plan.num_failed_before else 0
@@ -54,9 +55,21 @@ class BuildSummary:
 def plan_build(
     sources: Sequence[str], root: Path, *, retry_failed: bool = False, limit: int | None = None
 ) -> BuildPlan:
-    """What ``build`` would do; reads names, sizes and the index, no video."""
-    index = Index.read(root).table if (root / MANIFEST_NAME).exists() else None
-    return make_plan(find_videos(sources), index, retry_failed=retry_failed, limit=limit)
+    """What ``build`` would do, from names, sizes, times and the index.
+
+    A video is opened only when its modification time changed and its size did not.
+    """
+    index = fingerprint = None
+    if (root / MANIFEST_NAME).exists():
+        fingerprint = read_manifest(root).fingerprint
+        index = Index.read(root).table
+    return make_plan(
+        find_videos(sources),
+        index,
+        fingerprint=fingerprint,
+        retry_failed=retry_failed,
+        limit=limit,
+    )
 
 
 def build(
@@ -71,13 +84,18 @@ def build(
     """Cache every video of a corpus that the cache does not hold yet.
 
     Raises:
+        FusionError: the fusion method cannot do what is asked of it.
         CorpusError: the corpus cannot be listed.
         ModelError: the checkpoint cannot be loaded.
         CacheMismatchError: the cache was built with another configuration.
         CacheError: the cache cannot be written.
     """
+    check_settings(config.fusion)
     plan = plan_build(sources, root, retry_failed=retry_failed, limit=limit)
     tally = Tally(total=len(plan.todo))
+    model = config.encoder.model
+    if Path(model).is_dir():
+        config = config.override("encoder", model=str(Path(model).resolve()))
     runner = _make_runner(config, root)
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -109,6 +127,7 @@ def _run(
             failures += [row for row in rows if row.status != "ok"]
             for row in rows:
                 progress.count(row)
+            for row in rows:
                 budget.count(row)
     except FailureBudgetExceeded as stop:
         return BuildSummary(plan, tally, tuple(failures), stopped_by=str(stop))

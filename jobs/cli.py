@@ -13,6 +13,7 @@ import click
 
 from jobs.options import NumberOrFraction, build_options, format_option, resolve_config
 from jobs.render import render_rows, render_table
+from schemas.config_file import format_config
 from schemas.errors import TokenreelError
 
 QUERY_COLUMNS = (
@@ -60,7 +61,7 @@ def plan(
     as_json: bool,
     **flags: Any,
 ) -> None:
-    """Show what a build would do; reads no video.
+    """Show what a build would do; opens no video whose size and time are known.
 
     \b
     Example:
@@ -85,7 +86,7 @@ def plan(
         click.echo(json.dumps({**counts, "config": dataclasses.asdict(config)}, indent=2))
         return
     click.echo(render_table([{"what": name, "number": value} for name, value in counts.items()]))
-    click.echo(config.to_toml())
+    click.echo(format_config(config))
 
 
 @cli.command()
@@ -247,8 +248,8 @@ def verify(cache: Path, style: str) -> None:
     rows = list(verify_rows(cache))
     if rows:
         click.echo(render_rows(rows, style))
-    damaged = sum(row["video_id"] is not None for row in rows)
-    click.echo(f"{damaged} damaged videos, {len(rows) - damaged} stray files", err=True)
+    damaged = sum(row["is_damage"] for row in rows)
+    click.echo(f"{damaged} damaged, {len(rows) - damaged} stray files", err=True)
     sys.exit(3 if damaged else 0)
 
 

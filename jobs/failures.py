@@ -1,7 +1,7 @@
 """Videos that fail: how they are recorded, and when there are too many of them."""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from schemas.errors import (
     DecodeError,
@@ -42,9 +42,10 @@ def failed_row(
     """The index row of a video that failed; a worker's death quarantines it."""
     kind = error_kind(error)
     message = str(error) if kind != "internal" else f"{type(error).__name__}: {error}"
+    printable = message.encode("utf-8", "backslashreplace").decode("utf-8")
     return IndexRow(
         video_id=ref.video_id,
-        path=ref.path,
+        path=ref.printable_path,
         status="quarantined" if isinstance(error, WorkerDiedError) else "failed",
         fingerprint=fingerprint,
         size_bytes=ref.size_bytes,
@@ -53,7 +54,7 @@ def failed_row(
         writer=writer,
         attempts=attempts,
         error_kind=kind,
-        error_message=" ".join(message.split())[:2000],
+        error_message=" ".join(printable.split())[:2000],
         content_sha256=content_sha256,
         extra=ref.extra,
     )
@@ -66,7 +67,6 @@ class FailureBudget:
     limit: float | int | None
     tried: int = 0
     failed: int = 0
-    kinds: dict[str, int] = field(default_factory=dict)
 
     def count(self, row: IndexRow) -> None:
         """Take one finished video into account.
@@ -78,8 +78,6 @@ class FailureBudget:
         if row.status == "ok":
             return
         self.failed += 1
-        kind = row.error_kind or "internal"
-        self.kinds[kind] = self.kinds.get(kind, 0) + 1
         if self.exceeded:
             raise FailureBudgetExceeded(
                 f"{self.failed} of {self.tried} videos failed, the budget is {self.limit}. "

@@ -7,7 +7,9 @@ from typing import Any, TypeVar
 import click
 
 from jobs.render import FORMATS
+from pipeline.fusion.methods import METHODS
 from schemas.config import DECODERS, DTYPES, FUSION_METHODS, RUNNERS, BuildConfig
+from schemas.config_file import read_config
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -47,7 +49,9 @@ def build_options(command: Command) -> Command:
             help="TOML file with further settings (docs/configuration.md).",
         ),
         click.option(
-            "--fusion", type=click.Choice(FUSION_METHODS), help="Fusion method.  [default: ttf]"
+            "--fusion",
+            type=click.Choice(FUSION_METHODS),
+            help="; ".join(f"{m.name}: {m.summary}" for m in METHODS.values()) + ".",
         ),
         click.option(
             "--threshold", type=float, help="Cosine above which a token is fused.  [default: 0.70]"
@@ -94,7 +98,7 @@ def format_option(default: str) -> Callable[[Command], Command]:
 
 def resolve_config(config_file: Path | None, flags: dict[str, Any]) -> BuildConfig:
     """Flags over file over defaults."""
-    config = BuildConfig.from_toml(config_file) if config_file else BuildConfig()
+    config = read_config(config_file) if config_file else BuildConfig()
     sections = {
         "encoder": {"model": "model", "device": "device", "dtype": "dtype"},
         "fusion": {

@@ -20,6 +20,7 @@ DONE_COLUMNS = (
     "modified_ns",
     "content_sha256",
     "attempts",
+    "fingerprint",
 )
 
 
@@ -71,18 +72,20 @@ def make_plan(
     videos: Sequence[VideoRef],
     index: pa.Table | None,
     *,
+    fingerprint: str | None = None,
     retry_failed: bool = False,
     limit: int | None = None,
 ) -> BuildPlan:
     """Compare a corpus with a cache's index.
 
     A video is done when its row has the same size and modification time; when only the time
-    differs, its content decides. Videos that failed are left out unless ``retry_failed``, or
-    unless the file has changed since.
+    differs, its content is read and decides. Videos that failed are left out unless
+    ``retry_failed``, or unless the file has changed since.
 
     Args:
         videos: the corpus.
         index: one row per video, or None for a cache that does not exist yet.
+        fingerprint: of the cache's manifest; rows of another one do not count.
         retry_failed: try failed videos again.
         limit: plan at most this many videos.
     """
@@ -91,15 +94,15 @@ def make_plan(
     num_done = num_failed = 0
     for ref in videos:
         row = known.get(ref.video_id)
-        if row is None or not _unchanged(ref, row):
+        if row is None or row["fingerprint"] != fingerprint:
             todo.append(ref)
-        elif row["status"] == "ok":
+        elif _unchanged(ref, row) and row["status"] == "ok":
             num_done += 1
-        elif retry_failed:
+        elif _unchanged(ref, row) and not retry_failed:
+            num_failed += 1
+        else:
             attempts[ref.video_id] = row["attempts"]
             todo.append(ref)
-        else:
-            num_failed += 1
     return BuildPlan(len(videos), num_done, num_failed, tuple(todo[:limit]), attempts)
 
 
@@ -118,4 +121,7 @@ def _unchanged(ref: VideoRef, row: dict[str, Any]) -> bool:
         return True
     if row["content_sha256"] is None:
         return False
-    return bool(content_digest(ref.path) == row["content_sha256"])
+    try:
+        return bool(content_digest(ref.path) == row["content_sha256"])
+    except OSError:
+        return False

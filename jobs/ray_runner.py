@@ -8,7 +8,6 @@ import logging
 import math
 import os
 import socket
-import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,34 +15,41 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import (
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayTaskError,
+)
 
 from jobs.failures import failed_row
 from jobs.plan import Task
 from jobs.worker import Worker
+from pipeline.keys import content_digest
 from pipeline.store.commit import commit_videos
 from schemas.config import BuildConfig, RunConfig
-from schemas.errors import TokenreelError, WorkerDiedError
+from schemas.errors import ConfigError, TokenreelError, WorkerDiedError
 from schemas.index import IndexRow
 from schemas.manifest import Manifest
 
 CONNECT_SECONDS = 10.0
 
+WORKER_DEATHS = (RayActorError, OutOfMemoryError, NodeDiedError, ObjectLostError)
+"""How Ray says that a process is gone: crashed or killed, by its memory monitor, with its node."""
+
 
 class WorkerActor:
     """The shell round a Worker inside its Ray process."""
 
-    def __init__(self) -> None:
+    def __init__(self, worker_class: type[Worker]) -> None:
+        self._worker_class = worker_class
         self._worker: Worker | None = None
 
     def start(self, config: BuildConfig, root: str, fingerprint: str) -> Manifest:
         """Load the encoder; errors travel back to the driver as they are."""
-        self._worker = Worker(config, root, fingerprint=fingerprint)
+        self._worker = self._worker_class(config, root, fingerprint=fingerprint)
         return self._worker.manifest
-
-    def pid(self) -> int:
-        """Of this worker's process."""
-        return os.getpid()
 
     def run_task(self, task: Task) -> list[IndexRow]:
         """Process a whole task; the rows of all its commits."""
@@ -62,19 +68,26 @@ class Assignment:
 class RayRunner:
     """Runs tasks on Ray actors, one task per actor at a time."""
 
-    def __init__(self, config: BuildConfig, root: Path) -> None:
+    def __init__(
+        self, config: BuildConfig, root: Path, *, worker_class: type[Worker] = Worker
+    ) -> None:
         self._config = config
         self._root = root
+        self._worker_class = worker_class
+        self._actors: list[Any] = []
         self._owns_ray = not ray.is_initialized()
         if self._owns_ray:
             _connect(config.run)
         try:
-            self._idle = [self._new_actor() for _ in range(config.run.workers)]
-            self.manifest: Manifest = self._start(self._idle[:1])[0]
-            self._start(self._idle[1:])
+            self._num_gpus = _gpus_per_worker(config)
+            _require_resources(config.run, self._num_gpus)
+            actors = [self._new_actor() for _ in range(config.run.workers)]
+            self.manifest: Manifest = self._start(actors[:1])[0]
+            self._start(actors[1:], self.manifest.fingerprint)
         except BaseException:
             self.close()
             raise
+        self._idle = deque(actors)
 
     def run(self, tasks: Sequence[Task]) -> Iterator[list[IndexRow]]:
         """Yield the rows of each finished task, in order of completion."""
@@ -82,15 +95,14 @@ class RayRunner:
         running: dict[Any, tuple[Any, Assignment]] = {}
         while waiting or running:
             while waiting and self._idle:
-                actor, assignment = self._idle.pop(), waiting.popleft()
+                actor, assignment = self._idle.popleft(), waiting.popleft()
                 running[actor.run_task.remote(assignment.task)] = (actor, assignment)
             done, _ = ray.wait(list(running), num_returns=1)
             actor, assignment = running.pop(done[0])
             try:
                 rows = ray.get(done[0])
-            except RayActorError as death:
-                ray.kill(actor)
-                self._replace()
+            except WORKER_DEATHS as death:
+                self._replace(actor)
                 if assignment.is_suspect:
                     yield self._quarantine(assignment.task, death)
                 else:
@@ -101,22 +113,19 @@ class RayRunner:
             self._idle.append(actor)
             yield rows
 
-    def worker_pids(self) -> list[Any]:
-        """References to the process ids of the idle workers."""
-        return [actor.pid.remote() for actor in self._idle]
-
     def close(self) -> None:
-        """Leave Ray, ending the actors."""
+        """End the workers, and leave Ray if this runner joined it."""
+        for actor in self._actors:
+            ray.kill(actor)
         if self._owns_ray:
             ray.shutdown()
 
     def _new_actor(self) -> Any:
         actor_class = ray.remote(WorkerActor).options(
-            num_cpus=self._config.run.cpus_per_worker,
-            num_gpus=_gpus_per_worker(self._config),
-            max_restarts=0,
+            num_cpus=self._config.run.cpus_per_worker, num_gpus=self._num_gpus, max_restarts=0
         )
-        return actor_class.remote()
+        self._actors.append(actor_class.remote(self._worker_class))
+        return self._actors[-1]
 
     def _start(self, actors: Sequence[Any], fingerprint: str = "") -> list[Manifest]:
         calls = [a.start.remote(self._config, str(self._root), fingerprint) for a in actors]
@@ -124,16 +133,17 @@ class RayRunner:
             return list(ray.get(calls))
         except RayTaskError as error:
             raise _cause(error) from error
-
-    def _replace(self) -> None:
-        actor = self._new_actor()
-        try:
-            self._start([actor], self.manifest.fingerprint)
-        except RayActorError as error:
+        except WORKER_DEATHS as error:
             raise WorkerDiedError(
-                f"a new worker died before its first video: {_one_line(error)}. Look for a lack of "
-                "memory on this node; everything finished so far is in the cache"
+                f"a worker died before its first video: {_one_line(error)}. Look for a lack of "
+                "memory on its node; everything finished so far is in the cache"
             ) from error
+
+    def _replace(self, dead: Any) -> None:
+        ray.kill(dead)
+        self._actors.remove(dead)
+        actor = self._new_actor()
+        self._start([actor], self.manifest.fingerprint)
         self._idle.append(actor)
 
     def _quarantine(self, task: Task, death: Exception) -> list[IndexRow]:
@@ -142,20 +152,23 @@ class RayRunner:
             f"its worker process died twice with this video, the second time with it alone: "
             f"{_one_line(death)}"
         )
+        ref = task.videos[0]
         row = failed_row(
-            task.videos[0],
+            ref,
             error,
             fingerprint=self.manifest.fingerprint,
             attempts=task.attempts[0] + 2,
-            writer=f"driver:{os.getpid()}:{time.time_ns()}",
+            writer=f"{socket.gethostname()}:{os.getpid()}",
+            content_sha256=content_digest(ref.path) if Path(ref.path).is_file() else None,
         )
         return commit_videos(self._root, [row])
 
 
 def _connect(run: RunConfig) -> None:
-    """Join the cluster at ``run.address``, or start one on this machine only."""
+    """Join the cluster at ``run.address`` or RAY_ADDRESS, or start one on this machine only."""
+    address = run.address or os.environ.get("RAY_ADDRESS")
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    if run.address is None:
+    if address is None:
         wanted = math.ceil(run.workers * run.cpus_per_worker)
         options |= {
             "num_cpus": max(wanted, os.cpu_count() or 1),
@@ -163,22 +176,39 @@ def _connect(run: RunConfig) -> None:
             "runtime_env": {"env_vars": {"PYTHONPATH": _import_path()}},
         }
     try:
-        if run.address is not None:
-            _require_reachable(run.address)
-        ray.init(address=run.address or "local", **options)
+        if address is not None:
+            _require_reachable(address)
+        ray.init(address=address or "local", **options)
     except (OSError, RuntimeError, ValueError) as error:
         raise TokenreelError(
-            f"no Ray at address {run.address!r}: {_one_line(error)}. Start one with `ray start "
+            f"no Ray at address {address!r}: {_one_line(error)}. Start one with `ray start "
             "--head`, or leave --address out to run on this machine"
         ) from error
 
 
+def _cluster_resources() -> dict[str, float]:
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return resources
+
+
 def _gpus_per_worker(config: BuildConfig) -> float:
-    """What the settings say; without a word one GPU if the cluster has any and it may be used."""
+    """What the settings say; without a word one GPU, or a share when workers outnumber them."""
     if config.run.gpus_per_worker is not None:
         return config.run.gpus_per_worker
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return float(config.encoder.device != "cpu" and resources.get("GPU", 0) > 0)
+    num_gpus = _cluster_resources().get("GPU", 0.0)
+    return 0.0 if config.encoder.device == "cpu" else min(1.0, num_gpus / config.run.workers)
+
+
+def _require_resources(run: RunConfig, num_gpus: float) -> None:
+    """Raise ConfigError when the workers can never all run: Ray would wait without a word."""
+    have = _cluster_resources()
+    for name, each in (("CPU", run.cpus_per_worker), ("GPU", num_gpus)):
+        wanted, found = each * run.workers, have.get(name, 0.0)
+        if wanted > found + 1e-6:
+            raise ConfigError(
+                f"{run.workers} workers of {each:g} {name} each need {wanted:g}, the Ray cluster "
+                f"has {found:g}; lower --workers or run.{name.lower()}s_per_worker"
+            )
 
 
 def _require_reachable(address: str) -> None:

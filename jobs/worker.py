@@ -26,8 +26,9 @@ from pipeline.encoders import VisualTokens, load_encoder
 from pipeline.keys import content_digest, feature_key
 from pipeline.preprocess import resize_frames, target_size
 from pipeline.store.commit import PendingVideo, commit_videos
+from pipeline.store.manifest import read_manifest
 from schemas.config import BuildConfig
-from schemas.errors import CacheMismatchError, TokenreelError
+from schemas.errors import CacheMismatchError, ModelError
 from schemas.index import IndexRow
 from schemas.manifest import DecoderIdentity, Manifest
 from schemas.video import SampledFrames, VideoProbe, VideoRef
@@ -56,6 +57,7 @@ class Worker:
         self._encoder = load_encoder(config.encoder, config.preprocess)
         self._name = f"{socket.gethostname()}:{os.getpid()}"
         self.manifest = self._make_manifest()
+        self._is_root_checked = False
         if fingerprint and fingerprint != self.manifest.fingerprint:
             raise CacheMismatchError(
                 f"worker {self._name} would build fingerprint {self.manifest.fingerprint}, the "
@@ -104,8 +106,10 @@ class Worker:
         A video that cannot be processed becomes a failed row; nothing else of the task is lost.
 
         Raises:
-            CacheError: the cache folder cannot be written.
+            CacheError: the cache folder cannot be written, or is not the driver's.
+            ModelError: the accelerator failed for good.
         """
+        self._check_root()
         entries: list[PendingVideo | IndexRow] = []
         num_bytes = 0
         for group in self._packs(self._read_ahead(task)):
@@ -118,6 +122,13 @@ class Worker:
                 entries, num_bytes = [], 0
         if entries:
             yield commit_videos(self._root, entries)
+
+    def _check_root(self) -> None:
+        """Raise unless the cache begun by the driver is what this process sees at the root."""
+        if self._is_root_checked:
+            return
+        read_manifest(self._root).require_same(self.manifest, where=str(self._root))
+        self._is_root_checked = True
 
     def _read_ahead(self, task: Task) -> Iterator[ReadVideo]:
         """Videos in task order, while the decode children work on the next ones."""
@@ -134,8 +145,9 @@ class Worker:
         reader = self._idle.get()
         digest = None
         try:
+            if Path(ref.path).is_file():
+                digest = content_digest(ref.path)
             sampled = reader.read(ref.path, resize=self._resize)
-            digest = content_digest(ref.path)
         except Exception as error:  # whatever is wrong with one video becomes its failed row
             seconds = time.perf_counter() - started
             return ReadVideo(ref, attempts, None, digest, seconds, error)
@@ -176,12 +188,17 @@ class Worker:
     def _encode_group(self, group: Sequence[ReadVideo]) -> list[PendingVideo | IndexRow]:
         readable = [video for video in group if video.sampled is not None]
         started = time.perf_counter()
+        failure: str | None = None
         try:
             tokens = self._encode(readable)
+        except torch.AcceleratorError as error:
+            raise ModelError(f"the accelerator failed and takes no more work: {error}") from error
         except Exception as error:  # one video of a pack must not fail its neighbours
+            failure = f"{type(error).__name__}: {error}"
+        if failure is not None:  # out of the handler, so that the failed call's memory is free
             if len(readable) > 1:
                 return [entry for video in group for entry in self._encode_group([video])]
-            return [self._failed(video, video.error or error) for video in group]
+            return [self._failed(v, v.error or RuntimeError(failure)) for v in group]
         share = (time.perf_counter() - started) / max(1, len(readable))
         encoded = dict(zip(map(id, readable), tokens, strict=True))
         return [self._finish(video, encoded.get(id(video)), share) for video in group]
@@ -206,7 +223,7 @@ class Worker:
                 tokenizer=self._encoder.tokenizer,
                 fields={
                     "video_id": ref.video_id,
-                    "path": ref.path,
+                    "path": ref.printable_path,
                     "fingerprint": fingerprint,
                     "size_bytes": ref.size_bytes,
                     "modified_ns": ref.modified_ns,
@@ -219,7 +236,7 @@ class Worker:
                     "extra": ref.extra,
                 },
             )
-        except (TokenreelError, RuntimeError) as error:
+        except Exception as error:  # whatever is wrong with one video becomes its failed row
             return self._failed(video, error)
 
     def _failed(self, video: ReadVideo, error: Exception) -> IndexRow:

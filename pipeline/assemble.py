@@ -13,10 +13,12 @@ from pipeline.store.commit import PendingVideo
 from pipeline.store.record import pack_record
 from schemas.config import FusionConfig
 from schemas.grid import PatchGeometry
-from schemas.video import SampledFrames, VideoProbe
+from schemas.video import SampledFrames
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from pipeline.fusion.plan import FusionPlan
 
 
 def marker_ids(tokenizer: "PreTrainedTokenizerBase") -> MarkerIds:
@@ -77,36 +79,36 @@ def assemble_pending(
         position_ids=stretch.position_ids,
         match=plan.match_index,
     )
-    token_fields = {
+    return PendingVideo(
+        {
+            **fields,
+            **_source_fields(sampled),
+            **_token_fields(tokens, plan),
+            "dtype": record.layout["features"].dtype,
+            "next_position": stretch.next_position,
+            "fuse_seconds": fuse_seconds,
+        },
+        record,
+    )
+
+
+def _token_fields(tokens: VisualTokens, plan: "FusionPlan") -> dict[str, Any]:
+    return {
         "grid_frames": tokens.grid.frames,
         "grid_height": tokens.grid.height,
         "grid_width": tokens.grid.width,
         "tokens_before": tokens.grid.num_tokens,
-        "tokens_after": len(storage_index),
-        "keep_ratio": len(storage_index) / tokens.grid.num_tokens,
+        "tokens_after": plan.num_kept,
+        "keep_ratio": plan.keep_ratio,
         "anchor_frame": plan.anchor_frame,
         "nested": plan.nested,
         "hidden_size": tokens.embeddings.shape[1],
         "num_deepstack": len(tokens.deepstack),
-        "dtype": record.layout["features"].dtype,
-        "next_position": stretch.next_position,
-        "fuse_seconds": fuse_seconds,
     }
-    return PendingVideo({**fields, **_source_fields(sampled), **token_fields}, record)
 
 
 def _source_fields(sampled: SampledFrames) -> dict[str, Any]:
-    return {
-        **probe_fields(sampled.probe),
-        "num_frames": len(sampled.frame_indices),
-        "num_bad_packets": sampled.num_bad_packets,
-        "decoder": sampled.decoder,
-        "decoder_version": sampled.decoder_version,
-    }
-
-
-def probe_fields(probe: VideoProbe) -> dict[str, Any]:
-    """The columns of the index that a probe fills."""
+    probe = sampled.probe
     return {
         "duration_seconds": probe.duration_seconds,
         "fps": probe.fps,
@@ -115,4 +117,8 @@ def probe_fields(probe: VideoProbe) -> dict[str, Any]:
         "container": probe.container,
         "codec": probe.codec,
         "num_source_frames": probe.num_frames,
+        "num_frames": len(sampled.frame_indices),
+        "num_bad_packets": sampled.num_bad_packets,
+        "decoder": sampled.decoder,
+        "decoder_version": sampled.decoder_version,
     }

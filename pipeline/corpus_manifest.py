@@ -96,6 +96,13 @@ def _uri_column(where: str, names: Sequence[str]) -> str:
 
 
 def _scalar(where: str, value: object) -> Scalar:
+    if isinstance(value, str):
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise CorpusError(
+                f"{where} holds {value!r}, which is not valid Unicode text. Write it anew."
+            ) from error
     if value is None or isinstance(value, str | bool | float):
         return value
     if isinstance(value, int) and value in _INT64:

@@ -25,7 +25,7 @@ VIDEO_PAD = "<|video_pad|>"
 INPUT_NAMES = ("input_ids", "attention_mask", "position_ids", "mm_encoder_outputs")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class PrefillInputs(Mapping[str, Any]):
     """Everything ``model.generate(**inputs)`` or ``model(**inputs)`` needs for one prompt.
 
@@ -112,6 +112,7 @@ def build_prefill(
     prefix_length = sum(len(chunk) for chunk in ids) + 1
     _append_text(ids, positions, parts[-1], position)
     input_ids = torch.cat(ids)
+    _check_placeholders(input_ids, videos, tokenizer)
     position_ids_3L = torch.cat(positions, dim=1)
     position_ids_4L = torch.cat([torch.arange(len(input_ids))[None], position_ids_3L])
     device = videos[0].features.device
@@ -188,6 +189,19 @@ def _check_same_encoder(videos: Sequence["CachedVideo"]) -> None:
         raise PrefillError(
             f"the videos come from different encoders (width, DeepStack layers, type): "
             f"{sorted(map(str, found))}; use videos of one cache"
+        )
+
+
+def _check_placeholders(
+    input_ids: Tensor, videos: Sequence["CachedVideo"], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    pad: Any = tokenizer.convert_tokens_to_ids(VIDEO_PAD)
+    found = int(torch.count_nonzero(input_ids == pad))
+    expected = sum(video.num_tokens for video in videos)
+    if found != expected:
+        raise PrefillError(
+            f"the prompt has {found} placeholders for {expected} cached tokens: the tokenizer "
+            f"{tokenizer.name_or_path!r} is not that of the model the cache was built with"
         )
 
 

@@ -74,6 +74,8 @@ class Session:
         Shorter questions are padded between the prefix and the question. Models whose KV cache
         holds more than keys and values (linear attention) are asked one question at a time.
         """
+        if batch_size < 1:
+            raise PrefillError(f"batch_size = {batch_size} is not possible: expected at least 1")
         prompts = [self._inputs(question, system) for question in questions]
         if not prompts:
             return []

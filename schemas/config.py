@@ -1,18 +1,11 @@
 """Settings of one build, as frozen dataclasses that check themselves.
 
-Precedence: command-line flag, then the TOML file, then the defaults here. Unknown keys are
-refused with a suggestion; ``BuildConfig.from_mapping`` is the only way in from a file.
+Precedence: command-line flag, then the TOML file (``schemas.config_file``), then the defaults here.
 """
 
 import dataclasses
-import difflib
-import json
-import tomllib
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from types import UnionType
-from typing import Any, Self, get_args, get_type_hints
+from typing import Any, Self
 
 from schemas.errors import ConfigError
 
@@ -21,6 +14,14 @@ FUSION_ORDERS = ("chronological", "anchor_first")
 DECODERS = ("auto", "decord", "pyav")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 RUNNERS = ("local", "ray")
+
+
+def _make_floats(record: Any, *names: str) -> None:
+    """Whole numbers given for floats become floats: 2 and 2.0 are one configuration."""
+    for name in names:
+        value = getattr(record, name)
+        if type(value) is int:
+            object.__setattr__(record, name, float(value))
 
 
 def _require(holds: bool, where: str, value: object, expected: str) -> None:
@@ -41,6 +42,7 @@ class SamplingConfig:
     max_frames: int = 768
 
     def __post_init__(self) -> None:
+        _make_floats(self, "fps")
         _require(0 < self.fps <= 1000, "sampling.fps", self.fps, "a number in (0, 1000]")
         _require(self.min_frames >= 1, "sampling.min_frames", self.min_frames, "at least 1")
         _require(
@@ -49,8 +51,10 @@ class SamplingConfig:
             self.max_frames,
             f"at least sampling.min_frames ({self.min_frames})",
         )
-        if self.num_frames is not None:
-            _require(self.num_frames >= 1, "sampling.num_frames", self.num_frames, "at least 1")
+        for name in ("num_frames", "max_frames"):
+            value = getattr(self, name)
+            enough = value is None or value >= 2
+            _require(enough, f"sampling.{name}", value, "at least 2, the frames of one token frame")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +92,7 @@ class DecodeConfig:
     children: int = 1
 
     def __post_init__(self) -> None:
+        _make_floats(self, "deadline_seconds", "deadline_per_second")
         _require(self.decoder in DECODERS, "decode.decoder", self.decoder, f"one of {DECODERS}")
         _require(
             self.max_frame_pixels >= 1,
@@ -148,6 +153,7 @@ class FusionConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        _make_floats(self, "threshold")
         _require(
             self.method in FUSION_METHODS, "fusion.method", self.method, f"one of {FUSION_METHODS}"
         )
@@ -192,6 +198,7 @@ class RunConfig:
     max_failures: float | int | None = None
 
     def __post_init__(self) -> None:
+        _make_floats(self, "cpus_per_worker", "gpus_per_worker")
         _require(self.runner in RUNNERS, "run.runner", self.runner, f"one of {RUNNERS}")
         _require(1 <= self.workers <= 10_000, "run.workers", self.workers, "1 to 10000")
         _require(self.cpus_per_worker >= 0, "run.cpus_per_worker", self.cpus_per_worker, ">= 0")
@@ -235,72 +242,9 @@ class BuildConfig:
     store: StoreConfig = field(default_factory=StoreConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
-    @classmethod
-    def from_mapping(cls, mapping: Mapping[str, Any], *, source: str = "config") -> Self:
-        """Build from ``{section: {key: value}}``.
-
-        Raises:
-            ConfigError: an unknown section or key (with the nearest known one), or a bad value.
-        """
-        sections = {f.name: f for f in dataclasses.fields(cls)}
-        values: dict[str, Any] = {}
-        for name, body in mapping.items():
-            if name not in sections:
-                raise ConfigError(_unknown(f"{source}: section [{name}]", name, list(sections)))
-            if not isinstance(body, Mapping):
-                raise ConfigError(f"{source}: {name} must be a section [{name}], got {body!r}")
-            section_type = get_type_hints(cls)[name]
-            values[name] = section_type(**_checked_keys(section_type, body, f"{source}: {name}"))
-        return cls(**values)
-
-    @classmethod
-    def from_toml(cls, path: str | Path) -> Self:
-        """Read a TOML file; errors name the file."""
-        try:
-            mapping = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError(f"cannot read config file {path}: {error.strerror}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"config file {path} is not valid TOML: {error}") from error
-        return cls.from_mapping(mapping, source=str(path))
-
-    def to_toml(self) -> str:
-        """The configuration as a TOML file; settings that are None stand as comments."""
-        lines = []
-        for name, body in dataclasses.asdict(self).items():
-            lines.append(f"[{name}]")
-            for key, value in body.items():
-                text = json.dumps(value)  # numbers, booleans and strings read the same in TOML
-                lines.append(f"{key} = {text}" if value is not None else f"# {key} = (not set)")
-            lines.append("")
-        return "\n".join(lines)
-
     def override(self, section: str, **values: Any) -> Self:
         """A copy with the values that are not None replaced in one section."""
         given = {key: value for key, value in values.items() if value is not None}
         return dataclasses.replace(
             self, **{section: dataclasses.replace(getattr(self, section), **given)}
         )
-
-
-def _checked_keys(section_type: type, body: Mapping[str, Any], where: str) -> dict[str, Any]:
-    hints = get_type_hints(section_type)
-    values: dict[str, Any] = {}
-    for key, value in body.items():
-        if key not in hints:
-            raise ConfigError(_unknown(f"{where}.{key}", key, list(hints)))
-        hint = hints[key]
-        allowed = get_args(hint) if isinstance(hint, UnionType) else (hint,)
-        if type(value) is int and float in allowed and int not in allowed:
-            value = float(value)
-        if type(value) not in allowed:
-            names = " or ".join(t.__name__ for t in allowed if t is not type(None))
-            raise ConfigError(f"{where}.{key} = {value!r} has the wrong type: expected {names}")
-        values[key] = value
-    return values
-
-
-def _unknown(what: str, name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-    return f"{what} is not known; {hint}"

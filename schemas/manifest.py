@@ -140,5 +140,5 @@ def _differences(
         left, right = mine.get(name), theirs.get(name)
         if isinstance(left, Mapping) and isinstance(right, Mapping):
             yield from _differences(left, right, f"{prefix}{name}.")
-        elif left != right:
+        elif json.dumps(left) != json.dumps(right):  # 1 token and 1.0 of all tokens differ
             yield f"{prefix}{name}", left, right

@@ -23,6 +23,11 @@ class VideoRef:
     modified_ns: int
     extra: Mapping[str, Scalar] = field(default_factory=dict)
 
+    @property
+    def printable_path(self) -> str:
+        """The path for the index: bytes that are not UTF-8 are written as escapes."""
+        return self.path.encode("utf-8", "backslashreplace").decode("utf-8")
+
 
 @dataclass(frozen=True, slots=True)
 class VideoProbe:
@@ -47,7 +52,7 @@ class VideoProbe:
     decord_objection: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class SampledFrames:
     """The sampled frames of one video.
 

@@ -33,7 +33,8 @@ class FrameReader:
     """Samples frames of one video after another, decoding in a child process of its own.
 
     The child starts with the first video, is killed when a video passes its deadline, and is
-    replaced when it died or grew old. One reader belongs to one thread.
+    replaced when it died or grew old. One thread at a time may use a reader; the child lives no
+    longer than the thread that started it (Linux ends it with its parent thread).
 
     Args:
         decode: which decoder, limits and deadlines.
@@ -121,12 +122,13 @@ class FrameReader:
                     raise
 
     def _ready_child(self) -> ChildProcess:
-        if self._is_interrupted:
-            raise DecodeError("decoder_crash", "the reader was interrupted; build again to resume")
         if self._child and (self._child.num_requests >= RECYCLE_AFTER or not self._child.is_idle):
             self.close()
         if not self._child:
             self._child = ChildProcess()
+        if self._is_interrupted:
+            self.close()
+            raise DecodeError("decoder_crash", "the reader was interrupted; build again to resume")
         return self._child
 
     def _request(self, op: str, path: str | os.PathLike[str], decoder: str) -> Message:

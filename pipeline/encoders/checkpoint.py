@@ -12,6 +12,7 @@ from huggingface_hub import snapshot_download
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from pipeline.positions import timestamp_text
 from schemas.config import PreprocessConfig
 from schemas.errors import ModelError
 from schemas.grid import PatchGeometry
@@ -139,7 +140,7 @@ def load_tokenizer(model: str, revision: str | None = None) -> PreTrainedTokeniz
 
 def digest_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
     """sha256 over the ids that enter the cache: timestamps and the video markers."""
-    texts = [f"<{value:.1f} seconds>" for value in (0.0, 0.25, 1.5, 9.9, 12.3, 678.4, 3599.5)]
+    texts = [timestamp_text(value) for value in (0.0, 0.25, 1.5, 9.9, 12.3, 678.4, 3599.5)]
     ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     markers = ("<|vision_start|>", "<|vision_end|>", "<|video_pad|>")
     ids.append([tokenizer.convert_tokens_to_ids(marker) for marker in markers])

@@ -2,15 +2,13 @@
 
 from typing import Any
 
-import torch
 from transformers import AutoModelForImageTextToText
 
+from pipeline.dtypes import TORCH_DTYPES
 from pipeline.encoders.checkpoint import locate_checkpoint, quiet_loading
-from pipeline.encoders.qwen3_vl import STORAGE_DTYPES, digest_tower, resolve_device
+from pipeline.encoders.qwen3_vl import digest_tower, resolve_device
 from schemas.errors import ModelError
 from schemas.manifest import EncoderIdentity
-
-TORCH_DTYPES: dict[str, torch.dtype] = {name: dtype for dtype, name in STORAGE_DTYPES.items()}
 
 
 def load_language_model(

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import Qwen3VLMoeVisionModel
 
+from pipeline.dtypes import STORAGE_DTYPES
 from pipeline.encoders.checkpoint import (
     digest_tokenizer,
     load_tokenizer,
@@ -43,8 +44,6 @@ VISION_TOWERS: dict[str, Tower] = {
 MIN_TOKENS_PER_CALL = 16
 """Smaller calls are filled up with copies of themselves: matrix products of fewer than 12 rows
 round differently on the CPU, and a token must not depend on what shared its call."""
-
-STORAGE_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 _IDENTITY_FIELDS = (
     "depth",

@@ -8,7 +8,7 @@ from schemas.errors import GridMismatchError
 from schemas.grid import TokenGrid
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class VisualTokens:
     """All visual tokens of one video, row-major over ``grid``, before any fusion.
 

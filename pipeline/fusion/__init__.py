@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from pipeline.fusion.plan import FusionPlan
 
-__all__ = ["METHODS", "FusionMethod", "plan_fusion"]
+__all__ = ["METHODS", "FusionMethod", "check_settings", "plan_fusion"]
 
 
 def plan_fusion(tokens: "Tensor", grid: TokenGrid, config: FusionConfig) -> "FusionPlan":
@@ -46,14 +46,19 @@ def plan_fusion(tokens: "Tensor", grid: TokenGrid, config: FusionConfig) -> "Fus
     }
     if config.method not in planners:
         raise FusionError(f"fusion method {config.method!r} is not one of {sorted(planners)}")
+    check_settings(config)
     _check_tokens(tokens, grid)
+    return planners[config.method](tokens.detach(), grid, config)
+
+
+def check_settings(config: FusionConfig) -> None:
+    """Raise FusionError when a method is asked for what it never can do, whatever the video."""
     if config.budget is not None and not METHODS[config.method].budgeted:
         able = ", ".join(name for name, method in METHODS.items() if method.budgeted)
         raise FusionError(
             f"fusion method {config.method!r} cannot keep a budget, and budget={config.budget!r} "
             f"was asked of it. Leave the budget out, or choose one of: {able}."
         )
-    return planners[config.method](tokens.detach(), grid, config)
 
 
 def _check_tokens(tokens: "Tensor", grid: TokenGrid) -> None:

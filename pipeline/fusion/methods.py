@@ -15,8 +15,6 @@ class FusionMethod:
         nested: the stored order is progressive; a loader may take any prefix of it.
         budgeted: keeps an exact number of tokens when asked.
         uses_threshold: ``FusionConfig.threshold`` decides, as long as no budget is given.
-        uses_window: ``FusionConfig.window`` bounds the search for a match.
-        averages: stored features are means of tokens; otherwise tokens are dropped whole.
     """
 
     name: str
@@ -24,8 +22,6 @@ class FusionMethod:
     nested: bool
     budgeted: bool
     uses_threshold: bool = False
-    uses_window: bool = False
-    averages: bool = False
 
 
 METHODS: Mapping[str, FusionMethod] = MappingProxyType(
@@ -38,7 +34,6 @@ METHODS: Mapping[str, FusionMethod] = MappingProxyType(
                 nested=True,
                 budgeted=True,
                 uses_threshold=True,
-                uses_window=True,
             ),
             FusionMethod("none", "keep every token", nested=False, budgeted=False),
             FusionMethod(

@@ -105,7 +105,8 @@ def _read_all(root: Path) -> list[Fragment]:
         except FileNotFoundError:
             continue
     raise IndexCorruptError(
-        f"the fragments of {root} vanish while they are read; open it again once compact is done"
+        f"the fragments of {root} vanish while they are read; open it again once whoever "
+        "rewrites them is done"
     )
 
 
@@ -134,10 +135,17 @@ def _common_schema(tables: Sequence[pa.Table]) -> pa.Schema:
     for table in tables:
         for field in list(table.schema)[len(INDEX_SCHEMA) :]:
             known = further.setdefault(field.name, field.type)
-            if known.equals(field.type) or pa.types.is_null(field.type):
-                continue
-            further[field.name] = field.type if pa.types.is_null(known) else pa.string()
+            further[field.name] = _common_type(known, field.type)
     return pa.schema([*INDEX_SCHEMA, *(pa.field(name, kind) for name, kind in further.items())])
+
+
+def _common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType:
+    if one.equals(other) or pa.types.is_null(other):
+        return one
+    if pa.types.is_null(one):
+        return other
+    numbers = (pa.int64(), pa.float64())
+    return pa.float64() if one in numbers and other in numbers else pa.string()
 
 
 def _conformed(table: pa.Table, schema: pa.Schema) -> pa.Table:

@@ -22,9 +22,9 @@ _HUGE_PAGE = 2 * 2**20
 
 def torch_dtype(name: str) -> torch.dtype:
     """The torch type of a safetensors feature type."""
-    import torch
+    from pipeline.dtypes import TORCH_DTYPES
 
-    return {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}[name]
+    return TORCH_DTYPES[name]
 
 
 class RowMemory:

@@ -119,13 +119,14 @@ def pack_record(
 def _feature_bytes(features: torch.Tensor) -> tuple[str, npt.NDArray[np.uint8]]:
     import torch
 
-    names = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
-    if features.dtype not in names:
+    from pipeline.dtypes import STORAGE_DTYPES
+
+    if features.dtype not in STORAGE_DTYPES:
         raise DtypeError(f"features are {features.dtype}; format 1 stores {FEATURE_DTYPES}")
     if features.ndim != 2 or 0 in features.shape:
         raise ShapeError(f"features have shape {tuple(features.shape)}, expected (N, (1+S)*D)")
     rows = features.detach().cpu().contiguous().view(torch.uint8).numpy()
-    return names[features.dtype], rows
+    return STORAGE_DTYPES[features.dtype], rows
 
 
 def _require_finite(rows: npt.NDArray[np.uint8], dtype: str, key: str) -> None:

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from pipeline.fusion.methods import METHODS
 from pipeline.store.head import Head
 from schemas.config import FusionConfig, budget_tokens
 from schemas.errors import BudgetError
@@ -59,7 +60,7 @@ def _within_threshold(head: Head, row: IndexRow, fusion: FusionConfig, threshold
 
 
 def _check_threshold(head: Head, row: IndexRow, fusion: FusionConfig, threshold: float) -> None:
-    if fusion.method != "ttf" or not row.nested:
+    if not METHODS[fusion.method].uses_threshold or not row.nested:
         raise BudgetError(
             f"video {row.video_id!r}: a threshold is a cosine of fusion method 'ttf', and this "
             f"cache was built with {fusion.method!r}. Load all of it, or build with ttf."

@@ -34,7 +34,7 @@ class VerifyFinding:
 
     @property
     def is_damage(self) -> bool:
-        """Whether data are lost; otherwise it is debris that ``compact`` sweeps."""
+        """Whether data are lost; debris may be removed while no build runs."""
         return self.kind.startswith("damaged")
 
 
@@ -64,7 +64,8 @@ def verify_cache(root: Path) -> Iterator[VerifyFinding]:
     for name, members in groupby(rows, key=lambda row: row.shard or ""):
         yield from _check_shard(root, shard_path(root, name), list(members), fingerprint)
     used = {name for part in fragments for name in part.table["shard"].drop_null().to_pylist()}
-    yield from _find_debris(root, used)
+    is_whole = len(fragments) == len(fragment_paths(root))
+    yield from _find_debris(root, used if is_whole else None)
 
 
 def _check_rows(root: Path, index: Index, good: list[IndexRow]) -> Iterator[VerifyFinding]:
@@ -119,12 +120,13 @@ def _header_problem(path: Path, rows: Sequence[IndexRow]) -> str | None:
     return None
 
 
-def _find_debris(root: Path, used: set[str]) -> Iterator[VerifyFinding]:
+def _find_debris(root: Path, used: set[str] | None) -> Iterator[VerifyFinding]:
+    """Files nobody refers to; ``used`` is None when a damaged fragment may refer to any shard."""
     for folder in (root, root / INDEX_FOLDER, root / SHARD_FOLDER):
         if not folder.is_dir():
             continue
         for path in sorted(folder.iterdir()):
             if path.name.endswith(TEMPORARY_SUFFIX):
                 yield VerifyFinding("temporary_file", path, None, "left by a crash, or in writing")
-            elif path.name.endswith(SHARD_SUFFIX) and path.stem not in used:
+            elif path.name.endswith(SHARD_SUFFIX) and used is not None and path.stem not in used:
                 yield VerifyFinding("orphan_shard", path, None, "no index row refers to it")

@@ -1,14 +1,28 @@
 import dataclasses
+import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
 
 from jobs.build import build, plan_build
+from jobs.worker import Worker
 from pipeline.cache import open_cache
 from pipeline.decode.clips import write_scene_clip
-from schemas.config import BuildConfig
-from schemas.errors import CacheMismatchError, CorpusError, ModelError
+from pipeline.keys import content_digest
+from schemas.config_file import parse_config
+from schemas.errors import (
+    CacheMismatchError,
+    CacheNotFoundError,
+    CorpusError,
+    FusionError,
+    ModelError,
+)
+from tests.synthetic import REPOSITORY
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +39,7 @@ def corpus(tmp_path_factory):
 @pytest.fixture
 def config(tiny_checkpoint):
     sections = {"encoder": {"model": str(tiny_checkpoint), "device": "cpu"}}
-    return BuildConfig.from_mapping(sections)
+    return parse_config(sections)
 
 
 def run(corpus, root, config, **options):
@@ -61,9 +75,7 @@ def test_a_second_build_has_nothing_to_do(corpus, tmp_path, config):
     assert sorted(path.name for path in (tmp_path / "cache" / "shards").iterdir()) == before
 
 
-def test_a_stopped_build_resumes_and_gives_the_bytes_of_an_undisturbed_one(
-    corpus, tmp_path, config
-):
+def test_a_build_made_in_pieces_gives_the_bytes_of_one_made_at_once(corpus, tmp_path, config):
     run(corpus, tmp_path / "whole", config)
     for _ in range(4):
         run(corpus, tmp_path / "pieces", config, limit=1)
@@ -133,6 +145,15 @@ def test_every_method_builds_and_loads(corpus, tmp_path, config, method):
     assert cache.load("a.mp4").num_tokens == expected
 
 
+def test_a_budget_asked_of_a_method_without_one_is_refused_before_any_video(
+    corpus, tmp_path, config
+):
+    impossible = config.override("fusion", method="none", budget=0.5)
+    with pytest.raises(FusionError, match="cannot keep a budget"):
+        run(corpus, tmp_path / "cache", impossible)
+    assert not (tmp_path / "cache").exists()
+
+
 def test_a_failure_budget_stops_the_build_and_keeps_what_is_done(corpus, tmp_path, config):
     strict = config.override("run", max_failures=0)
     strict = dataclasses.replace(
@@ -166,6 +187,78 @@ def test_bad_corpora_and_models_are_refused_before_anything_is_written(corpus, t
     assert not (tmp_path / "cache" / "manifest.json").exists()
 
 
-def test_a_plan_reads_no_video(corpus, tmp_path):
-    plan = plan_build([str(corpus)], tmp_path / "cache")
-    assert (plan.num_videos, len(plan.todo)) == (4, 4)
+def test_a_plan_over_a_finished_cache_opens_no_video_that_was_not_touched(corpus, tmp_path, config):
+    run(corpus, tmp_path / "cache", config)
+    code = (
+        "import sys\n"
+        "def refuse(event, args):\n"
+        "    if event == 'open' and str(args[0]).endswith('.mp4'): raise RuntimeError(args[0])\n"
+        "sys.addaudithook(refuse)\n"
+        "from pathlib import Path\n"
+        "from jobs.build import plan_build\n"
+        f"plan = plan_build([{str(corpus)!r}], Path({str(tmp_path / 'cache')!r}))\n"
+        "print(plan.num_videos, plan.num_done, plan.num_failed_before, len(plan.todo))\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    assert result.stdout == "4 3 1 0\n"
+
+
+def test_a_build_that_is_killed_resumes_and_gives_the_bytes_of_an_undisturbed_one(
+    corpus, tmp_path, config
+):
+    run(corpus, tmp_path / "whole", config)
+    (tmp_path / "build.toml").write_text("[store]\nmax_videos_per_task = 1\n")
+    command = [
+        *(sys.executable, "-m", "jobs", "build", str(corpus), "--out", str(tmp_path / "killed")),
+        *("--model", config.encoder.model, "--device", "cpu", "--json"),
+        *("--config", str(tmp_path / "build.toml")),
+    ]
+    with subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True) as building:
+        first = json.loads(building.stderr.readline())
+        building.kill()
+    assert first["event"] == "video"
+    assert building.returncode == -signal.SIGKILL
+    assert run(corpus, tmp_path / "killed", config).tally.total < 4
+    assert digests(tmp_path / "killed") == digests(tmp_path / "whole")
+
+
+def test_a_good_video_replaced_by_a_broken_file_is_a_failure_and_back_again_is_cached(
+    corpus, tmp_path, config
+):
+    copy = shutil.copytree(corpus, tmp_path / "copy")
+    states = []
+    for source in ("a.mp4", "broken.mp4", "b.mp4", "a.mp4"):
+        shutil.copy2(corpus / source, copy / "sub" / "c.mp4")
+        run(copy, tmp_path / "cache", config)
+        row = open_cache(tmp_path / "cache").row("sub/c.mp4")
+        states.append((row.status, row.content_sha256 == content_digest(corpus / source)))
+    assert states == [("ok", True), ("failed", True), ("ok", True), ("ok", True)]
+    assert run(copy, tmp_path / "cache", config).tally.total == 0
+
+
+def test_a_folder_whose_name_is_not_utf8_can_be_built(corpus, tmp_path, config):
+    folder = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
+    shutil.copytree(corpus, folder)
+    summary = run(folder, tmp_path / "cache", config)
+    assert (summary.tally.done, summary.tally.failed) == (3, 1)
+    assert "caf\\udce9" in open_cache(tmp_path / "cache").row("a.mp4").path
+
+
+def test_whole_and_decimal_numbers_are_one_configuration(corpus, tmp_path, config):
+    run(corpus, tmp_path / "cache", config.override("sampling", fps=2))
+    assert run(corpus, tmp_path / "cache", config.override("sampling", fps=2.0)).tally.total == 0
+
+
+def test_a_worker_of_another_fingerprint_than_the_first_is_refused(tmp_path, config):
+    with pytest.raises(CacheMismatchError, match="install the same on every node"):
+        Worker(config, tmp_path, fingerprint="0" * 64)
+
+
+def test_a_worker_refuses_a_root_that_is_not_the_drivers_cache(corpus, tmp_path, config):
+    worker = Worker(config, tmp_path)
+    task = plan_build([str(corpus)], tmp_path).tasks(9)[0]
+    with pytest.raises(CacheNotFoundError):
+        next(worker.run_task(task))
+    worker.close()

@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 
@@ -110,7 +111,16 @@ def test_status_query_show_and_verify_read_the_cache(demo):
     assert "keep_ratio" in shown
     assert "anchor" in shown
     verified = run("verify", cache)
-    assert (verified.exit_code, verified.stderr) == (0, "0 damaged videos, 0 stray files\n")
+    assert (verified.exit_code, verified.stderr) == (0, "0 damaged, 0 stray files\n")
+
+
+def test_verify_names_damage_and_exits_with_3(demo, tmp_path):
+    cache = shutil.copytree(demo[0] / "cache", tmp_path / "cache")
+    [fragment] = (cache / "index").iterdir()
+    fragment.write_bytes(b"no parquet")
+    found = run("verify", cache, "--format", "json")
+    assert (found.exit_code, found.stderr) == (3, "1 damaged, 0 stray files\n")
+    assert json.loads(found.stdout)["finding"] == "damaged_fragment"
 
 
 def test_ask_prints_one_answer_per_question_and_reads_less_with_a_budget(demo):

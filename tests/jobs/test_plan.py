@@ -46,10 +46,10 @@ def test_several_workers_get_several_tasks_each(videos):
 
 def test_failed_videos_are_left_out_unless_asked_for_and_keep_their_attempts(videos):
     index = rows_to_table([failed(videos[1])])
-    plan = make_plan(videos, index)
+    plan = make_plan(videos, index, fingerprint="f" * 64)
     assert [v.video_id for v in plan.todo] == ["a.mp4", "c.mp4"]
     assert plan.num_failed_before == 1
-    again = make_plan(videos, index, retry_failed=True)
+    again = make_plan(videos, index, fingerprint="f" * 64, retry_failed=True)
     assert len(again.todo) == 3
     assert [task.attempts for task in again.tasks(9)] == [(2, 0, 0)]
 
@@ -58,17 +58,17 @@ def test_a_file_that_changed_since_it_failed_is_tried_again(videos, tmp_path):
     index = rows_to_table([failed(videos[1])])
     (tmp_path / "b.mp4").write_bytes(b"y" * 31)
     fresh = [videos[0], ref(tmp_path / "b.mp4"), videos[2]]
-    assert "b.mp4" in [v.video_id for v in make_plan(fresh, index).todo]
+    assert "b.mp4" in [v.video_id for v in make_plan(fresh, index, fingerprint="f" * 64).todo]
 
 
 def test_a_file_touched_but_not_changed_is_recognised_by_its_content(videos, tmp_path):
     path = tmp_path / "b.mp4"
     index = rows_to_table([failed(videos[1], content_sha256=content_digest(path))])
     os.utime(path, ns=(1, 1))
-    assert make_plan([ref(path)], index).num_failed_before == 1
+    assert make_plan([ref(path)], index, fingerprint="f" * 64).num_failed_before == 1
     path.write_bytes(b"z" * 30)
     os.utime(path, ns=(2, 2))
-    assert len(make_plan([ref(path)], index).todo) == 1
+    assert len(make_plan([ref(path)], index, fingerprint="f" * 64).todo) == 1
 
 
 def test_limit_bounds_what_is_to_do(videos):
@@ -102,4 +102,9 @@ def test_no_budget_never_stops(videos):
     budget = FailureBudget(None)
     for _ in range(3 * PROBATION_VIDEOS):
         budget.count(failed(videos[0]))
-    assert budget.kinds == {"unreadable": 300}
+    assert (budget.tried, budget.failed) == (300, 300)
+
+
+def test_rows_of_another_configuration_do_not_count_as_done(videos):
+    index = rows_to_table([failed(videos[1])])
+    assert len(make_plan(videos, index, fingerprint="e" * 64).todo) == 3

@@ -1,8 +1,6 @@
 """A real Ray on this machine."""
 
-import os
-import signal
-import threading
+import shutil
 
 import pytest
 
@@ -13,8 +11,9 @@ from pipeline.cache import open_cache
 from pipeline.corpus import find_videos
 from pipeline.decode.clips import write_scene_clip
 from pipeline.store.manifest import create_or_check
-from schemas.config import BuildConfig
-from schemas.errors import ModelError, TokenreelError
+from schemas.config_file import parse_config
+from schemas.errors import ConfigError, ModelError, TokenreelError
+from tests.faults import MortalWorker
 
 ray = pytest.importorskip("ray")
 
@@ -37,7 +36,7 @@ def config(tiny_checkpoint):
         "store": {"max_videos_per_task": 3},
         "run": {"runner": "ray", "workers": 2},
     }
-    return BuildConfig.from_mapping(sections)
+    return parse_config(sections)
 
 
 def content(root):
@@ -66,22 +65,34 @@ def test_an_address_where_no_ray_is_gives_one_clear_error(corpus, tmp_path, conf
         build([str(corpus)], tmp_path / "cache", nowhere)
 
 
-def test_a_worker_that_is_killed_loses_no_video_and_condemns_none(corpus, tmp_path, config):
-    """The decode child of the first video is held until its worker has been killed."""
+def test_a_dead_worker_costs_no_video_and_only_the_one_that_kills_every_time_is_quarantined(
+    corpus, tmp_path, config
+):
+    copy = shutil.copytree(corpus, tmp_path / "corpus")
+    (copy / "0.mp4").rename(copy / "deadly.mp4")
+    (copy / "1.mp4").rename(copy / "unlucky.mp4")
     root = tmp_path / "cache"
     root.mkdir()
-    runner = RayRunner(config.override("run", workers=1), root)
+    runner = RayRunner(config, root, worker_class=MortalWorker)
     try:
         create_or_check(root, runner.manifest)
-        tasks = make_plan(find_videos([str(corpus)]), None).tasks(3)
-        victim = ray.get(runner.worker_pids())[0]
-        killer = threading.Thread(target=os.kill, args=(victim, signal.SIGKILL))
-        killer.start()
+        tasks = make_plan(find_videos([str(copy)]), None).tasks(3)
         rows = [row for rows in runner.run(tasks) for row in rows]
-        killer.join()
     finally:
         runner.close()
-    assert sorted(row.video_id for row in rows if row.status == "ok") == [
-        f"{seed}.mp4" for seed in range(6)
-    ]
-    assert [row.error_kind for row in rows if row.status != "ok"] == ["unreadable"]
+    assert (copy / "unlucky.died").exists()
+    assert len(rows) == 7
+    cache = open_cache(root)
+    assert list(cache.ids()) == ["2.mp4", "3.mp4", "4.mp4", "5.mp4", "unlucky.mp4"]
+    assert (cache.row("deadly.mp4").status, cache.row("broken.mp4").status) == (
+        "quarantined",
+        "failed",
+    )
+
+
+def test_more_workers_than_a_cluster_can_hold_are_refused_and_not_waited_for(
+    corpus, tmp_path, config
+):
+    greedy = config.override("run", gpus_per_worker=1.0)
+    with pytest.raises(ConfigError, match="the Ray cluster has 0"):
+        build([str(corpus)], tmp_path / "cache", greedy)

@@ -6,7 +6,7 @@ import torch
 import tokenreel
 from jobs.ask import ask_cache
 from jobs.build import build
-from schemas.config import BuildConfig
+from schemas.config_file import parse_config
 from tests.synthetic import SHARED_VIDEOS
 
 REAL = SHARED_VIDEOS / "real"
@@ -28,7 +28,7 @@ def caches(tmp_path_factory, tiny_checkpoint):
             "run": {"runner": runner, "workers": 2 if runner == "ray" else 1},
             "store": {"max_videos_per_task": 3},
         }
-        config = BuildConfig.from_mapping(sections)
+        config = parse_config(sections)
         summary = build([str(REAL)], root / runner, config, progress_style="none")
         assert (summary.tally.done, summary.exit_code) == (9, 0)
     return root

@@ -134,10 +134,14 @@ def test_several_sequences_per_question_are_refused(tiny_model, clip, video):
         )
 
 
-@torch.inference_mode()
-def test_bfloat16_models_answer_from_reused_prefixes(load_tiny_model, clip, video):
-    session = Session(load_tiny_model(torch.bfloat16), clip.encoder.tokenizer, video)
-    assert isinstance(session.ask("Who?", max_new_tokens=4), str)
+def test_bfloat16_answers_repeat_exactly_from_one_reused_prefix(load_tiny_model, clip, video):
+    model = load_tiny_model(torch.bfloat16)
+    session = Session(model, clip.encoder.tokenizer, video)
+    with PrefillCounter(model) as prefills:
+        answers = [session.ask(text, max_new_tokens=8) for text in QUESTIONS + QUESTIONS]
+    assert prefills.count == 1
+    assert answers[:3] == answers[3:]
+    assert len(set(answers)) > 1
 
 
 def test_an_unsuitable_model_and_an_empty_session_are_refused(tiny_model, clip, video):
@@ -145,3 +149,5 @@ def test_an_unsuitable_model_and_an_empty_session_are_refused(tiny_model, clip, 
         Session(torch.nn.Linear(1, 1), clip.encoder.tokenizer, video)
     with pytest.raises(PrefillError, match="at least one video"):
         Session(tiny_model, clip.encoder.tokenizer, [])
+    with pytest.raises(PrefillError, match="batch_size = 0"):
+        Session(tiny_model, clip.encoder.tokenizer, video).ask_many(["Who?"], batch_size=0)

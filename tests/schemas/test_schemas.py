@@ -11,6 +11,7 @@ from schemas.config import (
     SamplingConfig,
     budget_tokens,
 )
+from schemas.config_file import format_config, parse_config, read_config
 from schemas.errors import (
     CacheMismatchError,
     ConfigError,
@@ -41,8 +42,8 @@ def test_the_printed_configuration_reads_back_as_the_same(tmp_path):
         encoder=EncoderConfig(model='a "quoted" \\ path'), fusion=FusionConfig(budget=0.25)
     )
     path = tmp_path / "build.toml"
-    path.write_text(config.to_toml(), encoding="utf-8")
-    assert BuildConfig.from_toml(path) == config
+    path.write_text(format_config(config), encoding="utf-8")
+    assert read_config(path) == config
 
 
 @pytest.mark.parametrize(
@@ -55,6 +56,7 @@ def test_the_printed_configuration_reads_back_as_the_same(tmp_path):
         ("[fusion]\nwindow = true", "wrong type: expected int"),
         ("[fusion]\nwindow = 2", "expected 1, 3, 5 or 7"),
         ("[fusion]\nbudget = 1.5", "fraction in"),
+        ("[sampling]\nnum_frames = 1", "at least 2"),
         ("[sampling]\nfps = 0.0", "(0, 1000]"),
         ("[sampling]\nfps = nan", "(0, 1000]"),
         ("[sampling]\nmin_frames = 9\nmax_frames = 4", "at least sampling.min_frames (9)"),
@@ -68,12 +70,12 @@ def test_a_bad_file_is_refused_with_its_name_and_what_was_expected(tmp_path, tex
     path = tmp_path / "build.toml"
     path.write_text(text)
     with pytest.raises(ConfigError) as caught:
-        BuildConfig.from_toml(path)
+        read_config(path)
     assert message in str(caught.value)
 
 
 def test_whole_numbers_serve_where_floats_are_expected():
-    config = BuildConfig.from_mapping({"sampling": {"fps": 1}, "fusion": {"threshold": 1}})
+    config = parse_config({"sampling": {"fps": 1}, "fusion": {"threshold": 1}})
     assert (config.sampling.fps, config.fusion.threshold) == (1.0, 1.0)
 
 
@@ -112,6 +114,13 @@ def test_every_compared_field_is_named_when_it_differs():
         manifest().require_same(other, where="cache/")
     assert "decode.versions.av: cache has '18.1.0', this build '19.0.0'" in str(caught.value)
     assert "fusion.window: cache has 3, this build 5" in str(caught.value)
+
+
+def test_one_token_and_all_tokens_are_different_budgets():
+    one, every = FusionConfig(budget=1), FusionConfig(budget=1.0)
+    assert manifest(fusion=one).fingerprint != manifest(fusion=every).fingerprint
+    with pytest.raises(CacheMismatchError, match=r"fusion\.budget: cache has 1, this build 1\.0"):
+        manifest(fusion=one).require_same(manifest(fusion=every), where="cache")
 
 
 def test_a_manifest_of_another_version_edited_or_broken_is_refused():

@@ -338,13 +338,18 @@ def test_verify_says_nothing_of_a_sound_cache_and_names_each_damage(tmp_path):
     flip(shard_of(tmp_path), rows[2].offset)
     (tmp_path / "shards" / f"{'f' * 64}.safetensors").write_bytes(b"orphan")
     (tmp_path / "shards" / ".abc.tmp").write_bytes(b"half a shard")
-    fragment_path(tmp_path, "0" * 64).write_bytes(b"no parquet")
     findings = list(verify_cache(tmp_path))
     assert sorted((f.kind, f.video_id or "") for f in findings) == [
-        ("damaged_fragment", ""),
         ("damaged_video", "1"),
         ("damaged_video", "2"),
         ("orphan_shard", ""),
         ("temporary_file", ""),
     ]
-    assert sum(finding.is_damage for finding in findings) == 3
+    assert sum(finding.is_damage for finding in findings) == 2
+
+
+def test_with_a_damaged_fragment_no_shard_is_called_an_orphan(tmp_path):
+    build(tmp_path, make_sample(seed=0).pending("0", key="0" * 64))
+    [fragment] = (tmp_path / "index").iterdir()
+    fragment.write_bytes(b"no parquet")
+    assert [finding.kind for finding in verify_cache(tmp_path)] == ["damaged_fragment"]
