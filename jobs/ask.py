@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.cache import open_cache
-from pipeline.encoders import load_tokenizer
-from pipeline.encoders.language_model import load_language_model
+from pipeline.encoders.language_model import load_language_model, load_matching_tokenizer
 from pipeline.session import Session
 from schemas.errors import ConfigError
 
@@ -79,7 +78,8 @@ def ask_cache(
     language_model = load_language_model(
         name, cache.manifest.encoder, device=device, revision=revision
     )
-    session = Session(language_model, load_tokenizer(name, revision), video)
+    tokenizer = load_matching_tokenizer(name, cache.manifest.encoder, revision=revision)
+    session = Session(language_model, tokenizer, video)
     for question in questions:
         started = time.perf_counter()
         text = session.ask(question, system=system, max_new_tokens=max_new_tokens)

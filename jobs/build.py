@@ -1,5 +1,6 @@
 """One build from corpus to summary, on either runner."""
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from pipeline.corpus import find_videos
 from pipeline.fusion import check_settings
 from pipeline.store.index import Index
 from pipeline.store.manifest import MANIFEST_NAME, create_or_check, read_manifest
+from pipeline.store.shard import shard_sizes
 from schemas.config import BuildConfig
 from schemas.errors import FailureBudgetExceeded
 from schemas.index import IndexRow
@@ -53,20 +55,38 @@ class BuildSummary:
 
 
 def plan_build(
-    sources: Sequence[str], root: Path, *, retry_failed: bool = False, limit: int | None = None
+    sources: Sequence[str],
+    root: Path,
+    config: BuildConfig,
+    *,
+    retry_failed: bool = False,
+    limit: int | None = None,
 ) -> BuildPlan:
     """What ``build`` would do, from names, sizes, times and the index.
 
-    A video is opened only when its modification time changed and its size did not.
+    A video is opened only when its path or modification time changed and its size did not.
+
+    Raises:
+        FusionError: the fusion method cannot do what is asked of it.
+        CorpusError: the corpus cannot be listed.
+        CacheMismatchError: the cache was built with other settings; the checkpoint and versions
+            are compared by ``build`` only.
     """
-    index = fingerprint = None
-    if (root / MANIFEST_NAME).exists():
-        fingerprint = read_manifest(root).fingerprint
-        index = Index.read(root).table
+    check_settings(config.fusion)
+    videos = find_videos(sources)
+    if not (root / MANIFEST_NAME).exists():
+        return make_plan(videos, None, retry_failed=retry_failed, limit=limit)
+    manifest = read_manifest(root)
+    decode = dataclasses.replace(manifest.decode, decoder=config.decode.decoder)
+    asked = dataclasses.replace(
+        manifest, sampling=config.sampling, fusion=config.fusion, decode=decode
+    )
+    manifest.require_same(asked, where=str(root))
     return make_plan(
-        find_videos(sources),
-        index,
-        fingerprint=fingerprint,
+        videos,
+        Index.read(root).table,
+        fingerprint=manifest.fingerprint,
+        shard_sizes=shard_sizes(root),
         retry_failed=retry_failed,
         limit=limit,
     )
@@ -90,15 +110,13 @@ def build(
         CacheMismatchError: the cache was built with another configuration.
         CacheError: the cache cannot be written.
     """
-    check_settings(config.fusion)
-    plan = plan_build(sources, root, retry_failed=retry_failed, limit=limit)
+    plan = plan_build(sources, root, config, retry_failed=retry_failed, limit=limit)
     tally = Tally(total=len(plan.todo))
     model = config.encoder.model
     if Path(model).is_dir():
         config = config.override("encoder", model=str(Path(model).resolve()))
     runner = _make_runner(config, root)
     try:
-        root.mkdir(parents=True, exist_ok=True)
         create_or_check(root, runner.manifest)
         return _run(runner, plan, tally, config, progress_style)
     finally:

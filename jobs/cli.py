@@ -70,7 +70,7 @@ def plan(
     from jobs.build import plan_build
 
     config = resolve_config(config_file, flags)
-    planned = plan_build(corpus, root, retry_failed=retry_failed, limit=limit)
+    planned = plan_build(corpus, root, config, retry_failed=retry_failed, limit=limit)
     tasks = planned.tasks(config.store.max_videos_per_task, workers=config.run.workers)
     counts = {
         "videos": planned.num_videos,
@@ -148,7 +148,7 @@ def status(cache: Path, failed: bool, style: str) -> None:
     from pipeline.report.status import cache_status, failed_videos
 
     rows = failed_videos(cache) if failed else cache_status(cache)
-    click.echo(render_rows(rows, style))
+    _echo(render_rows(rows, style))
 
 
 @cli.command()
@@ -164,11 +164,9 @@ def query(cache: Path, sql: str, style: str) -> None:
       tokenreel query cache/ "SELECT codec, avg(keep_ratio) FROM index GROUP BY codec"
     """
     from pipeline.cache import open_cache
-    from pipeline.store.query import is_select
 
-    if not is_select(sql):
-        sql = f"SELECT {QUERY_COLUMNS} FROM index WHERE {sql}"
-    click.echo(render_rows(open_cache(cache).query(sql).to_pylist(), style))
+    found = open_cache(cache).query(sql, columns=QUERY_COLUMNS)
+    _echo(render_rows(found.to_pylist(), style, columns=found.column_names))
 
 
 @cli.command()
@@ -268,6 +266,12 @@ def demo(root: Path) -> None:
 
     for line in run_demo(root):
         click.echo(line)
+
+
+def _echo(text: str) -> None:
+    """Print data; nothing at all when there is none."""
+    if text:
+        click.echo(text)
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from jobs.render import render_table
 from schemas.config import BuildConfig, EncoderConfig, FusionConfig, SamplingConfig
+from schemas.errors import ConfigError
 
 NUM_VIDEOS = 4
 
@@ -31,7 +32,10 @@ def run_demo(root: Path) -> Iterator[str]:
     from pipeline.decode.clips import write_scene_clip
 
     videos = root / "videos"
-    videos.mkdir(parents=True, exist_ok=True)
+    try:
+        videos.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot make the folder {videos}: {error.strerror}") from error
     for seed in range(NUM_VIDEOS):
         path = videos / f"scene_{seed}.mp4"
         if not path.exists():

@@ -81,7 +81,7 @@ def build_options(command: Command) -> Command:
         click.option(
             "--max-failures",
             type=NumberOrFraction(),
-            help="Stop after N failures, or above a fraction.",
+            help="Stop after more failures than this.",
         ),
     ]
     for flag in reversed(flags):

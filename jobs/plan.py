@@ -1,7 +1,7 @@
 """What a build would do: which videos are new, which are done, and how they form tasks."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,10 @@ DONE_COLUMNS = (
     "content_sha256",
     "attempts",
     "fingerprint",
+    "path",
+    "shard",
+    "offset",
+    "num_bytes",
 )
 
 
@@ -73,19 +77,22 @@ def make_plan(
     index: pa.Table | None,
     *,
     fingerprint: str | None = None,
+    shard_sizes: Mapping[str, int] | None = None,
     retry_failed: bool = False,
     limit: int | None = None,
 ) -> BuildPlan:
     """Compare a corpus with a cache's index.
 
-    A video is done when its row has the same size and modification time; when only the time
-    differs, its content is read and decides. Videos that failed are left out unless
+    A video is done when its row has the same path, size and modification time; when only path or
+    time differ, its content is read and decides. Videos that failed are left out unless
     ``retry_failed``, or unless the file has changed since.
 
     Args:
         videos: the corpus.
         index: one row per video, or None for a cache that does not exist yet.
         fingerprint: of the cache's manifest; rows of another one do not count.
+        shard_sizes: bytes of each shard that is there; a committed video whose shard is gone or
+            too short is to be made again. None takes all shards for present.
         retry_failed: try failed videos again.
         limit: plan at most this many videos.
     """
@@ -96,9 +103,11 @@ def make_plan(
         row = known.get(ref.video_id)
         if row is None or row["fingerprint"] != fingerprint:
             todo.append(ref)
-        elif _unchanged(ref, row) and row["status"] == "ok":
+            continue
+        is_unchanged = _unchanged(ref, row)
+        if is_unchanged and row["status"] == "ok" and _is_stored(row, shard_sizes):
             num_done += 1
-        elif _unchanged(ref, row) and not retry_failed:
+        elif is_unchanged and row["status"] != "ok" and not retry_failed:
             num_failed += 1
         else:
             attempts[ref.video_id] = row["attempts"]
@@ -114,10 +123,16 @@ def _known(index: pa.Table | None) -> dict[str, dict[str, Any]]:
     return {row[0]: dict(zip(DONE_COLUMNS, row, strict=True)) for row in rows}
 
 
+def _is_stored(row: dict[str, Any], shard_sizes: Mapping[str, int] | None) -> bool:
+    if shard_sizes is None:
+        return True
+    return bool(shard_sizes.get(row["shard"], 0) >= row["offset"] + row["num_bytes"])
+
+
 def _unchanged(ref: VideoRef, row: dict[str, Any]) -> bool:
     if ref.size_bytes != row["size_bytes"]:
         return False
-    if ref.modified_ns == row["modified_ns"]:
+    if ref.modified_ns == row["modified_ns"] and ref.printable_path == row["path"]:
         return True
     if row["content_sha256"] is None:
         return False

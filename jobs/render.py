@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,12 +12,17 @@ FORMATS = ("table", "json", "csv")
 MAX_CELL = 100
 
 
-def render_rows(rows: Sequence[Mapping[str, Any]], style: str) -> str:
-    """Rows of equal keys in one of ``FORMATS``; JSON is one object per line."""
+def render_rows(
+    rows: Sequence[Mapping[str, Any]], style: str, *, columns: Sequence[str] = ()
+) -> str:
+    """Rows of equal keys in one of ``FORMATS``; JSON is one object per line.
+
+    ``columns`` names them where there may be no row.
+    """
     if style == "json":
-        return "\n".join(json.dumps(row, default=str) for row in rows)
+        return "\n".join(json.dumps(_finite(row), default=str, allow_nan=False) for row in rows)
     if style == "csv":
-        return _csv(rows)
+        return _csv(rows, list(rows[0]) if rows else columns)
     return render_table(rows)
 
 
@@ -52,11 +58,18 @@ def _cut(text: str) -> str:
     return text if len(text) <= MAX_CELL else text[: MAX_CELL - 3] + "..."
 
 
-def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    if not rows:
-        return ""
+def _finite(row: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON knows neither NaN nor infinity: they become null."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in row.items()
+    }
+
+
+def _csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
     out = io.StringIO()
-    writer = csv.DictWriter(out, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
+    writer = csv.DictWriter(out, fieldnames=columns, lineterminator="\n")
+    if columns:
+        writer.writeheader()
     writer.writerows(rows)
     return out.getvalue().rstrip("\n")

@@ -111,17 +111,29 @@ class Worker:
         """
         self._check_root()
         entries: list[PendingVideo | IndexRow] = []
-        num_bytes = 0
-        for group in self._packs(self._read_ahead(task)):
-            for entry in self._encode_group(group):
-                entries.append(entry)
-                if isinstance(entry, PendingVideo):
-                    num_bytes += entry.record.layout.num_bytes
-            if num_bytes >= self._config.store.shard_bytes:
-                yield commit_videos(self._root, entries)
-                entries, num_bytes = [], 0
+        last_commit = time.monotonic()
+        try:
+            for group in self._packs(self._read_ahead(task)):
+                entries += self._encode_group(group)
+                if self._is_time_to_commit(entries, last_commit):
+                    rows, entries = commit_videos(self._root, entries), []
+                    last_commit = time.monotonic()
+                    yield rows
+        except KeyboardInterrupt:
+            commit_videos(self._root, entries)
+            raise
         if entries:
             yield commit_videos(self._root, entries)
+
+    def _is_time_to_commit(
+        self, entries: Sequence[PendingVideo | IndexRow], last_commit: float
+    ) -> bool:
+        pending = [entry for entry in entries if isinstance(entry, PendingVideo)]
+        num_bytes = sum(entry.record.layout.num_bytes for entry in pending)
+        waited = time.monotonic() - last_commit
+        return num_bytes >= self._config.store.shard_bytes or (
+            bool(entries) and waited >= self._config.store.commit_seconds
+        )
 
     def _check_root(self) -> None:
         """Raise unless the cache begun by the driver is what this process sees at the root."""

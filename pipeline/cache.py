@@ -90,17 +90,19 @@ class TokenCache:
         """
         return self._index.row(video_id)
 
-    def query(self, sql: str) -> pa.Table:
+    def query(self, sql: str, *, columns: str = "*") -> pa.Table:
         """Ask the index in SQL.
 
         Args:
             sql: a condition such as ``"keep_ratio < 0.4 AND duration_seconds > 60"``, or a full
                 SELECT over the table ``index``.
 
+            columns: what is selected when ``sql`` is a condition.
+
         Raises:
             QueryError: what DuckDB objects to, in one line.
         """
-        return query_table(self.index, sql)
+        return query_table(self.index, sql, columns=columns)
 
     def load(
         self,

@@ -96,7 +96,7 @@ def build_prefill(
     prompt; each video's stretch and positions come from the cache.
 
     Raises:
-        PrefillError: no chat template, one without a place for videos, a placeholder inside the
+        PrefillError: no chat template, one without a place for videos, a special token inside the
             question, or videos from encoders of different width.
     """
     parts = split_prompt(tokenizer, question, num_videos=len(videos), system=system)
@@ -139,10 +139,11 @@ def split_prompt(
     if num_videos < 1:
         raise PrefillError("a prefill needs at least one video, got none")
     for text in filter(None, (question, system)):
-        if VIDEO_PAD in text or "<|image_pad|>" in text:
+        special = next((t for t in _special_tokens(tokenizer) if t in text), None)
+        if special is not None:
             raise PrefillError(
-                "the question or system text contains a placeholder such as <|video_pad|>, which "
-                "would be taken for a visual token; remove it"
+                f"the question or system text contains {special}, which the model would take for "
+                "a marker and not for text; remove it"
             )
     content = [{"type": "video"}] * num_videos + [{"type": "text", "text": question}]
     messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
@@ -164,6 +165,11 @@ def split_prompt(
             "model's own tokenizer"
         )
     return parts
+
+
+def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+    added = tokenizer.added_tokens_decoder.values()
+    return {VIDEO_PAD, "<|image_pad|>", *(str(token) for token in added if token.special)}
 
 
 def require_encoder_outputs(model: Any) -> None:

@@ -27,7 +27,8 @@ class Session:
     The KV cache of the prompt up to the end of the last video is computed once per prompt head and
     copied for each question; it is never cropped, so models whose cache cannot be cropped work.
     A KV cache is found by what went into it (the videos' keys and row counts, every id and position
-    of the head, the model's type and device), so it cannot be stale.
+    of the head, the model's weights by place and version), so it is not stale when anything of
+    that changes, weights changed in place included.
 
     Answers equal those of ``model.generate(**video.prefill(...))`` up to the rounding of other
     matrix shapes: about 1e-6 of the logits in float32, 2e-2 in bfloat16.
@@ -74,6 +75,8 @@ class Session:
         Shorter questions are padded between the prefix and the question. Models whose KV cache
         holds more than keys and values (linear attention) are asked one question at a time.
         """
+        if isinstance(questions, str):
+            raise PrefillError("ask_many takes a list of questions, got one text; use ask")
         if batch_size < 1:
             raise PrefillError(f"batch_size = {batch_size} is not possible: expected at least 1")
         prompts = [self._inputs(question, system) for question in questions]
@@ -117,6 +120,9 @@ class Session:
         for video in self._videos:
             digest.update(f"{video.selection} ".encode())
         digest.update(f"{self._model.dtype} {self._model.device} {length} ".encode())
+        for weight in self._model.parameters():
+            version = 0 if weight.is_inference() else weight._version
+            digest.update(f"{weight.data_ptr()} {version} ".encode())
         digest.update(inputs.input_ids[:, :length].cpu().numpy().tobytes())
         digest.update(inputs.position_ids[..., :length].cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()

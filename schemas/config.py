@@ -14,6 +14,7 @@ FUSION_ORDERS = ("chronological", "anchor_first")
 DECODERS = ("auto", "decord", "pyav")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 RUNNERS = ("local", "ray")
+MAX_SAMPLED_FRAMES = 65536
 
 
 def _make_floats(record: Any, *names: str) -> None:
@@ -45,16 +46,11 @@ class SamplingConfig:
         _make_floats(self, "fps")
         _require(0 < self.fps <= 1000, "sampling.fps", self.fps, "a number in (0, 1000]")
         _require(self.min_frames >= 1, "sampling.min_frames", self.min_frames, "at least 1")
-        _require(
-            self.max_frames >= self.min_frames,
-            "sampling.max_frames",
-            self.max_frames,
-            f"at least sampling.min_frames ({self.min_frames})",
-        )
         for name in ("num_frames", "max_frames"):
             value = getattr(self, name)
-            enough = value is None or value >= 2
-            _require(enough, f"sampling.{name}", value, "at least 2, the frames of one token frame")
+            fits = value is None or 2 <= value <= MAX_SAMPLED_FRAMES
+            expected = f"2 (one token frame) to {MAX_SAMPLED_FRAMES}"
+            _require(fits, f"sampling.{name}", value, expected)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,13 +96,9 @@ class DecodeConfig:
             self.max_frame_pixels,
             "at least 1",
         )
-        _require(self.deadline_seconds > 0, "decode.deadline_seconds", self.deadline_seconds, "> 0")
-        _require(
-            self.deadline_per_second >= 0,
-            "decode.deadline_per_second",
-            self.deadline_per_second,
-            "at least 0",
-        )
+        base, more = self.deadline_seconds, self.deadline_per_second
+        _require(0 < base <= 1e7, "decode.deadline_seconds", base, "a number in (0, 1e7]")
+        _require(0 <= more <= 1e4, "decode.deadline_per_second", more, "a number in [0, 1e4]")
         _require(1 <= self.threads <= 64, "decode.threads", self.threads, "1 to 64")
         _require(1 <= self.children <= 64, "decode.children", self.children, "1 to 64")
 
@@ -160,19 +152,27 @@ class FusionConfig:
         _require(-1 < self.threshold <= 1, "fusion.threshold", self.threshold, "in (-1, 1]")
         _require(self.window in (1, 3, 5, 7), "fusion.window", self.window, "1, 3, 5 or 7")
         _require(self.order in FUSION_ORDERS, "fusion.order", self.order, f"one of {FUSION_ORDERS}")
+        _require(0 <= self.seed < 2**63, "fusion.seed", self.seed, "in [0, 2**63)")
         if self.budget is not None:
             check_budget(self.budget, "fusion.budget")
 
 
 @dataclass(frozen=True, slots=True)
 class StoreConfig:
-    """How the cache is written: a shard is closed once it holds ``shard_bytes``."""
+    """How the cache is written.
+
+    What is encoded is committed once it holds ``shard_bytes``, ``commit_seconds`` after the last
+    commit, and at the end of a task.
+    """
 
     shard_bytes: int = 256 * 2**20
+    commit_seconds: float = 120.0
     max_videos_per_task: int = 16
 
     def __post_init__(self) -> None:
+        _make_floats(self, "commit_seconds")
         _require(self.shard_bytes >= 1, "store.shard_bytes", self.shard_bytes, "at least 1")
+        _require(self.commit_seconds > 0, "store.commit_seconds", self.commit_seconds, "above 0")
         _require(
             self.max_videos_per_task >= 1,
             "store.max_videos_per_task",
@@ -217,6 +217,8 @@ class RunConfig:
 
 def check_budget(budget: float | int, where: str = "budget") -> None:
     """Raise ConfigError unless ``budget`` is an int >= 1 or a float in (0, 1]."""
+    is_number = type(budget) in (int, float)
+    _require(is_number, where, budget, "a whole number of tokens or a fraction in (0, 1]")
     if isinstance(budget, float):
         _require(0 < budget <= 1, where, budget, "a fraction in (0, 1] or a whole number of tokens")
     else:

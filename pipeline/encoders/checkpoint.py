@@ -14,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from pipeline.positions import timestamp_text
 from schemas.config import PreprocessConfig
-from schemas.errors import ModelError
+from schemas.errors import ConfigError, ModelError
 from schemas.grid import PatchGeometry
 from schemas.manifest import ResolvedPreprocess
 
@@ -105,9 +105,16 @@ def resolve_preprocess(
                 f"encoder {expected!r}; the checkpoint contradicts itself"
             )
     size = found["size"]
+    low = overrides.min_pixels or size["shortest_edge"]
+    high = overrides.max_pixels or size["longest_edge"]
+    if low > high:
+        raise ConfigError(
+            f"preprocess.min_pixels = {low} is above preprocess.max_pixels = {high}; expected a "
+            "smaller or equal number"
+        )
     return ResolvedPreprocess(
-        min_pixels=overrides.min_pixels or size["shortest_edge"],
-        max_pixels=overrides.max_pixels or size["longest_edge"],
+        min_pixels=low,
+        max_pixels=high,
         cap_pixels_per_frame=overrides.cap_pixels_per_frame,
         max_video_tokens=found["max_video_tokens"],
         image_mean=tuple(found["image_mean"]),
@@ -136,6 +143,19 @@ def load_tokenizer(model: str, revision: str | None = None) -> PreTrainedTokeniz
         return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(directory))
     except Exception as error:  # any failure of a foreign loader means the same to the caller
         raise ModelError(f"{directory}: the tokenizer cannot be loaded: {error}") from error
+
+
+def check_markers(directory: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise ModelError unless the tokenizer knows the video markers by the model's own ids."""
+    config = read_json(directory / "config.json")
+    for name in ("vision_start", "vision_end", "video"):
+        marker = "<|video_pad|>" if name == "video" else f"<|{name}|>"
+        found, expected = tokenizer.convert_tokens_to_ids(marker), config.get(f"{name}_token_id")
+        if found != expected:
+            raise ModelError(
+                f"{directory}: the tokenizer has id {found} for {marker}, config.json {expected}; "
+                "tokenizer.json is missing or belongs to another model"
+            )
 
 
 def digest_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:

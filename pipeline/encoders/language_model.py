@@ -2,10 +2,15 @@
 
 from typing import Any
 
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, PreTrainedTokenizerBase
 
 from pipeline.dtypes import TORCH_DTYPES
-from pipeline.encoders.checkpoint import locate_checkpoint, quiet_loading
+from pipeline.encoders.checkpoint import (
+    digest_tokenizer,
+    load_tokenizer,
+    locate_checkpoint,
+    quiet_loading,
+)
 from pipeline.encoders.qwen3_vl import digest_tower, resolve_device
 from schemas.errors import ModelError
 from schemas.manifest import EncoderIdentity
@@ -42,3 +47,20 @@ def load_language_model(
             "the cache was built with"
         )
     return loaded.eval().to(resolve_device(device))
+
+
+def load_matching_tokenizer(
+    model: str, encoder: EncoderIdentity, *, revision: str | None = None
+) -> PreTrainedTokenizerBase:
+    """The checkpoint's tokenizer, if it writes timestamps and markers as the cache has them.
+
+    Raises:
+        ModelError: it cannot be loaded, or it is another one.
+    """
+    tokenizer = load_tokenizer(model, revision)
+    if digest_tokenizer(tokenizer) != encoder.tokenizer_digest:
+        raise ModelError(
+            f"{model}: its tokenizer writes timestamps or video markers with other ids than this "
+            "cache; give the checkpoint the cache was built with"
+        )
+    return tokenizer

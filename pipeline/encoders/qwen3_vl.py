@@ -18,6 +18,7 @@ from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import Qwen3VLMoeVis
 
 from pipeline.dtypes import STORAGE_DTYPES
 from pipeline.encoders.checkpoint import (
+    check_markers,
     digest_tokenizer,
     load_tokenizer,
     locate_checkpoint,
@@ -154,9 +155,11 @@ def load_encoder(
         )
     tower = _load_tower(directory, model_type, config)
     overrides = preprocess or PreprocessConfig()
+    tokenizer = load_tokenizer(str(directory))
+    check_markers(directory, tokenizer)
     return Qwen3VLEncoder(
         tower,
-        load_tokenizer(str(directory)),
+        tokenizer,
         model_type=model_type,
         preprocess=resolve_preprocess(directory, patch_geometry(tower), overrides),
         max_patches_per_call=config.max_patches_per_call,
@@ -201,6 +204,8 @@ def resolve_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type == "meta":
+            raise RuntimeError("it holds no values")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         first_line = str(error).splitlines()[0]

@@ -69,6 +69,7 @@ def pack_fragment(rows: Sequence[IndexRow]) -> memoryview:
         row_group_size=ROW_GROUP_ROWS,
         use_dictionary=is_large,
         write_statistics=is_large,
+        write_page_checksum=True,
     )
     return memoryview(sink.getvalue())
 
@@ -109,7 +110,7 @@ def read_fragment(path: Path) -> pa.Table:
         IndexCorruptError: not a fragment of format 1, or one that unpacks to too much.
     """
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
             _check_declared_size(path, file.metadata)
             table = file.read(use_threads=file.metadata.num_rows >= LARGE_FRAGMENT_ROWS)
         table.validate()

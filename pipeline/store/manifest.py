@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from pipeline.store.atomic import publish_new
+from pipeline.store.fragment import INDEX_FOLDER
 from schemas.errors import CacheNotFoundError, IndexCorruptError
 from schemas.manifest import Manifest
 
@@ -27,10 +28,19 @@ def create_or_check(root: Path, manifest: Manifest) -> Manifest:
     """
     path = root / MANIFEST_NAME
     if not path.exists():
+        _refuse_orphaned_index(root)
         publish_new(path, [manifest.to_json().encode()])
     existing = read_manifest(root)
     existing.require_same(manifest, where=str(root))
     return existing
+
+
+def _refuse_orphaned_index(root: Path) -> None:
+    if any((root / INDEX_FOLDER).glob("*.parquet")):
+        raise IndexCorruptError(
+            f"{root} has an index and no {MANIFEST_NAME}: what made its videos is unknown. "
+            "Restore the file, or build into an empty folder."
+        )
 
 
 def read_manifest(root: Path) -> Manifest:

@@ -29,20 +29,23 @@ def is_select(sql: str) -> bool:
     return _IS_STATEMENT.match(sql) is not None
 
 
-def query_table(table: pa.Table, sql: str) -> pa.Table:
+def query_table(table: pa.Table, sql: str, *, columns: str = "*") -> pa.Table:
     """Run ``sql`` over ``table``, which it calls ``index``.
 
     Args:
         table: the index.
         sql: a SELECT (or WITH ... SELECT) over ``index``, or the condition of a WHERE clause,
             which may be followed by ORDER BY and LIMIT.
+        columns: what is selected when ``sql`` is a condition.
 
     Raises:
         QueryError: what DuckDB objects to, in one line, or SQL that is not one query.
     """
     import duckdb
 
-    statement = sql if is_select(sql) else f"SELECT * FROM index WHERE {sql}"
+    if not sql.strip():
+        raise QueryError("the query is empty; expected a condition such as keep_ratio < 0.4")
+    statement = sql if is_select(sql) else f"SELECT {columns} FROM index WHERE {sql}"
     with duckdb.connect(":memory:") as connection:
         connection.register("index", table)
         for name, value in _LOCKS.items():

@@ -6,6 +6,7 @@ order, and files it writes open with stock ``safetensors``.
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,19 @@ HEADER_BYTES = 4096
 def shard_path(root: Path, name: str) -> Path:
     """Where the shard called ``name``, a sha256 digest, stands."""
     return root / SHARD_FOLDER / f"{name}{SHARD_SUFFIX}"
+
+
+def shard_sizes(root: Path) -> dict[str, int]:
+    """Bytes of each shard of the cache at ``root``, by name."""
+    folder = root / SHARD_FOLDER
+    if not folder.is_dir():
+        return {}
+    with os.scandir(folder) as entries:
+        return {
+            entry.name.removesuffix(SHARD_SUFFIX): entry.stat().st_size
+            for entry in entries
+            if entry.name.endswith(SHARD_SUFFIX)
+        }
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import json
 import os
@@ -13,11 +14,11 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.encoders import load_encoder, load_tokenizer
 from pipeline.encoders.checkpoint import locate_checkpoint, quiet_loading
-from pipeline.encoders.language_model import load_language_model
+from pipeline.encoders.language_model import load_language_model, load_matching_tokenizer
 from pipeline.encoders.packing import FrameSpan, plan_calls
 from pipeline.encoders.tiny import write_tiny_checkpoint
 from schemas.config import EncoderConfig, PreprocessConfig
-from schemas.errors import ModelError
+from schemas.errors import ConfigError, ModelError
 from tests.synthetic import REPOSITORY, encode_clip, pattern_frames
 
 SHAPES = [(7, 96, 128), (4, 64, 64), (12, 160, 96), (2, 32, 32), (2, 64, 96)]
@@ -102,7 +103,7 @@ def test_processor_settings_are_read_as_transformers_reads_them(tmp_path, tiny_c
     nested = {"video_processor": {"size": size}}
     (directory / "processor_config.json").write_text(json.dumps(nested))
     assert encoder_for(directory).preprocess.max_pixels == 12345
-    override = load_encoder(EncoderConfig(model=str(directory)), PreprocessConfig(max_pixels=99))
+    override = load_encoder(EncoderConfig(model=str(directory)), PreprocessConfig(1, 99))
     assert override.preprocess.max_pixels == 99
 
 
@@ -132,6 +133,27 @@ def test_processor_settings_that_are_not_implemented_are_refused(
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(ModelError, match=message):
         encoder_for(directory)
+
+
+def test_a_checkpoint_without_its_tokenizer_is_refused(tmp_path, tiny_checkpoint):
+    directory = shutil.copytree(tiny_checkpoint, tmp_path / "model")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (directory / name).unlink()
+    with pytest.raises(ModelError, match="tokenizer"):
+        encoder_for(directory)
+
+
+def test_a_tokenizer_that_writes_other_ids_than_the_cache_is_refused(tiny_checkpoint, encoder):
+    other = dataclasses.replace(encoder.identity, tokenizer_digest="0" * 64)
+    with pytest.raises(ModelError, match="other ids than this cache"):
+        load_matching_tokenizer(str(tiny_checkpoint), other)
+
+
+def test_pixel_budgets_that_contradict_each_other_are_refused(tiny_checkpoint):
+    with pytest.raises(ConfigError, match="min_pixels = 10000000 is above"):
+        load_encoder(
+            EncoderConfig(model=str(tiny_checkpoint)), PreprocessConfig(min_pixels=10_000_000)
+        )
 
 
 def test_bad_model_arguments_say_what_was_expected(tmp_path, tiny_checkpoint):

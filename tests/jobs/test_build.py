@@ -14,12 +14,15 @@ from jobs.worker import Worker
 from pipeline.cache import open_cache
 from pipeline.decode.clips import write_scene_clip
 from pipeline.keys import content_digest
+from pipeline.store.verify import verify_cache
 from schemas.config_file import parse_config
 from schemas.errors import (
+    CacheError,
     CacheMismatchError,
     CacheNotFoundError,
     CorpusError,
     FusionError,
+    IndexCorruptError,
     ModelError,
 )
 from tests.synthetic import REPOSITORY
@@ -196,7 +199,9 @@ def test_a_plan_over_a_finished_cache_opens_no_video_that_was_not_touched(corpus
         "sys.addaudithook(refuse)\n"
         "from pathlib import Path\n"
         "from jobs.build import plan_build\n"
-        f"plan = plan_build([{str(corpus)!r}], Path({str(tmp_path / 'cache')!r}))\n"
+        "from schemas.config import BuildConfig\n"
+        f"root = Path({str(tmp_path / 'cache')!r})\n"
+        f"plan = plan_build([{str(corpus)!r}], root, BuildConfig())\n"
         "print(plan.num_videos, plan.num_done, plan.num_failed_before, len(plan.todo))\n"
     )
     result = subprocess.run(
@@ -238,6 +243,49 @@ def test_a_good_video_replaced_by_a_broken_file_is_a_failure_and_back_again_is_c
     assert run(copy, tmp_path / "cache", config).tally.total == 0
 
 
+def test_a_video_whose_shard_is_lost_or_cut_short_is_made_again(corpus, tmp_path, config):
+    one_each = config.override("store", max_videos_per_task=1)
+    run(corpus, tmp_path / "cache", one_each)
+    before = digests(tmp_path / "cache")
+    lost, cut, _ = sorted((tmp_path / "cache" / "shards").iterdir())
+    lost.unlink()
+    os.truncate(cut, 5000)
+    assert run(corpus, tmp_path / "cache", one_each).tally.done == 2
+    assert digests(tmp_path / "cache") == before
+    assert list(verify_cache(tmp_path / "cache")) == []
+
+
+def test_an_equal_id_in_another_folder_is_another_video(corpus, tmp_path, config):
+    for folder, source in (("one", "a.mp4"), ("two", "b.mp4")):
+        (tmp_path / folder).mkdir()
+        copy = tmp_path / folder / "same.mp4"
+        content = (corpus / source).read_bytes()
+        copy.write_bytes(content + bytes(100_000 - len(content)))
+        os.utime(copy, ns=(1, 1))
+    run(tmp_path / "one", tmp_path / "cache", config)
+    assert run(tmp_path / "one", tmp_path / "cache", config).tally.total == 0
+    assert run(tmp_path / "two", tmp_path / "cache", config).tally.total == 1
+
+
+def test_a_plan_refuses_other_settings_as_the_build_does(corpus, tmp_path, config):
+    run(corpus, tmp_path / "cache", config)
+    with pytest.raises(CacheMismatchError, match=r"sampling\.fps"):
+        plan_build([str(corpus)], tmp_path / "cache", config.override("sampling", fps=1.0))
+
+
+def test_an_index_without_its_manifest_is_not_built_upon(corpus, tmp_path, config):
+    run(corpus, tmp_path / "cache", config)
+    (tmp_path / "cache" / "manifest.json").unlink()
+    with pytest.raises(IndexCorruptError, match=r"has an index and no manifest\.json"):
+        run(corpus, tmp_path / "cache", config)
+
+
+def test_a_place_that_cannot_be_written_is_one_clear_error(corpus, tmp_path, config):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CacheError, match="cannot write"):
+        run(corpus, tmp_path / "file" / "cache", config)
+
+
 def test_a_folder_whose_name_is_not_utf8_can_be_built(corpus, tmp_path, config):
     folder = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
     shutil.copytree(corpus, folder)
@@ -258,7 +306,7 @@ def test_a_worker_of_another_fingerprint_than_the_first_is_refused(tmp_path, con
 
 def test_a_worker_refuses_a_root_that_is_not_the_drivers_cache(corpus, tmp_path, config):
     worker = Worker(config, tmp_path)
-    task = plan_build([str(corpus)], tmp_path).tasks(9)[0]
+    task = plan_build([str(corpus)], tmp_path, config).tasks(9)[0]
     with pytest.raises(CacheNotFoundError):
         next(worker.run_task(task))
     worker.close()

@@ -9,6 +9,8 @@ from click.testing import CliRunner
 from jobs.cli import cli
 from tests.synthetic import REPOSITORY
 
+DEMO_BUILD = ("build", "{root}/videos", "--out", "{root}/c", "--model", "{root}/model")
+
 VERBS = ("plan", "build", "status", "query", "show", "ask", "verify", "demo")
 
 
@@ -65,7 +67,7 @@ def test_the_reference_in_the_docs_is_the_commands_own_help():
     "arguments",
     [
         ["--help"],
-        ["plan", "{videos}", "--out", "{cache}"],
+        ["plan", "{videos}", "--out", "{cache}", "--fps", "4"],
         ["status", "{cache}"],
         ["query", "{cache}", "keep_ratio < 2"],
     ],
@@ -123,6 +125,15 @@ def test_verify_names_damage_and_exits_with_3(demo, tmp_path):
     assert json.loads(found.stdout)["finding"] == "damaged_fragment"
 
 
+def test_a_query_without_rows_prints_no_line_but_a_csv_header(demo):
+    cache = demo[0] / "cache"
+    assert run("query", cache, "keep_ratio > 9", "--format", "json").stdout == ""
+    csv = run("query", cache, "SELECT video_id, fps FROM index WHERE fps > 999", "--format", "csv")
+    assert csv.stdout == "video_id,fps\n"
+    nan = run("query", cache, "SELECT 'nan'::DOUBLE AS x FROM index LIMIT 1", "--format", "json")
+    assert json.loads(nan.stdout) == {"x": None}
+
+
 def test_ask_prints_one_answer_per_question_and_reads_less_with_a_budget(demo):
     cache = demo[0] / "cache"
     asked = run("ask", cache, "scene_0.mp4", "Who?", "Where?", "--json", "--max-new-tokens", 4)
@@ -170,6 +181,22 @@ def test_build_resumes_and_says_what_comes_next(demo):
         (["plan", "{root}/videos", "--out", "{root}/c", "--config", "{root}/no.toml"], "no.toml"),
         (["ask", "{root}/cache", "scene_0.mp4", "?", "--model", "{root}/videos"], "config.json"),
         (["ask", "{root}/cache", "scene_0.mp4", "?", "--threshold", "0.9"], "0.7"),
+        (["ask", "{root}/cache", "scene_0.mp4", "<|im_end|>"], "contains <|im_end|>"),
+        (["query", "{root}/cache", " "], "the query is empty"),
+        (
+            [
+                "build",
+                "{root}/videos",
+                "--out",
+                "{root}/c",
+                "--model",
+                "{root}/model",
+                "--device",
+                "meta",
+            ],
+            "holds no values",
+        ),
+        (["demo", "--out", "{root}/model/config.json"], "cannot make the folder"),
     ],
     ids=str,
 )

@@ -1,4 +1,5 @@
 import inspect
+import re
 
 import pytest
 import torch
@@ -254,9 +255,14 @@ def test_the_prompt_equals_the_own_processors_on_the_same_frames(tiny_checkpoint
     assert torch.equal(theirs["input_ids"], mine.input_ids)
 
 
-def test_a_placeholder_in_the_question_is_refused(encoder):
-    with pytest.raises(PrefillError, match="placeholder"):
-        split_prompt(encoder.tokenizer, "what is <|video_pad|>?", num_videos=1)
+@pytest.mark.parametrize(
+    "token", ["<|video_pad|>", "<|image_pad|>", "<|im_end|>", "<|vision_end|>"]
+)
+def test_a_special_token_in_the_question_or_system_text_is_refused(encoder, token):
+    with pytest.raises(PrefillError, match=f"contains {re.escape(token)}"):
+        split_prompt(encoder.tokenizer, f"what is {token}?", num_videos=1)
+    with pytest.raises(PrefillError, match=f"contains {re.escape(token)}"):
+        split_prompt(encoder.tokenizer, "what?", num_videos=1, system=token)
 
 
 def test_a_template_without_a_place_for_videos_is_refused(encoder, clip, video):

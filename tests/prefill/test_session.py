@@ -90,6 +90,19 @@ def test_the_number_of_prefixes_held_is_bounded_and_an_old_one_is_made_again(
     assert prefills.count == len(heads) + 1
 
 
+def test_weights_changed_in_place_get_a_new_prefix(tiny_checkpoint, clip, video):
+    from transformers import AutoModelForImageTextToText
+
+    model = AutoModelForImageTextToText.from_pretrained(tiny_checkpoint).eval()
+    session = Session(model, clip.encoder.tokenizer, video)
+    session.ask("Who?", max_new_tokens=8)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(-1.3)
+        model.model.language_model.layers[0].mlp.up_proj.weight.mul_(-1.3)
+    fresh = fresh_answer(model, clip.encoder.tokenizer, [video], "Who?")
+    assert session.ask("Who?", max_new_tokens=10) == fresh
+
+
 def test_several_videos_share_a_session(encoder, tiny_model, clip, video):
     other = encode_clip(encoder, 4, 160, 64, seed=2).cached_whole()
     session = Session(tiny_model, encoder.tokenizer, [video, other])
@@ -151,3 +164,5 @@ def test_an_unsuitable_model_and_an_empty_session_are_refused(tiny_model, clip, 
         Session(tiny_model, clip.encoder.tokenizer, [])
     with pytest.raises(PrefillError, match="batch_size = 0"):
         Session(tiny_model, clip.encoder.tokenizer, video).ask_many(["Who?"], batch_size=0)
+    with pytest.raises(PrefillError, match="got one text"):
+        Session(tiny_model, clip.encoder.tokenizer, video).ask_many("Who?")

@@ -286,7 +286,7 @@ def test_a_condition_or_a_select_queries_the_index(cache):
     [
         ("keep_ratoi < 0.4", "keep_ratio"),
         ("codec = ", "syntax error"),
-        ("", "syntax error"),
+        ("", "the query is empty"),
         ("SELECT 1; SELECT 2", "expected one SELECT"),
         ("1 = 1; DROP VIEW index", "expected one SELECT"),
         ("SELECT * FROM read_text('/etc/hostname')", "disabled by configuration"),

@@ -2,6 +2,7 @@ import hashlib
 import time
 from dataclasses import replace
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from pipeline.cache import open_cache
 from pipeline.store.fragment import fragment_path, rows_to_table
 from pipeline.store.index import Fragment, Index, merge_fragments, read_index
-from schemas.errors import VideoNotCachedError
+from schemas.errors import IndexCorruptError, VideoNotCachedError
 from tests.store.sample_cache import build, failed_row, make_sample
 
 
@@ -126,3 +127,20 @@ def test_a_hundred_thousand_videos_open_in_under_a_second(tmp_path, committed):
     seconds = time.perf_counter() - started
     assert index.row("folder0/video0000097.mp4").tokens_after == 40
     assert seconds < 2, "measured 0.3 s on two cores; the rest is for busy machines"
+
+
+def test_a_flipped_bit_in_the_index_is_an_error_or_changes_nothing(tmp_path):
+    build(tmp_path, *(make_sample(seed=n).pending(f"{n}", key=f"{n}" * 64) for n in range(4)))
+    [fragment] = (tmp_path / "index").iterdir()
+    data, expected = fragment.read_bytes(), read_index(tmp_path)
+    random = np.random.default_rng(0)
+    refused = 0
+    for position in random.integers(0, len(data), 200):
+        flipped = bytearray(data)
+        flipped[position] ^= 1 << int(random.integers(8))
+        fragment.write_bytes(flipped)
+        try:
+            assert read_index(tmp_path).equals(expected)
+        except IndexCorruptError:
+            refused += 1
+    assert refused > 100
