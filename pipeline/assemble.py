@@ -1,18 +1,24 @@
 """One encoded video to the record that is committed: fuse, realign, pack."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from pipeline.encoders import VisualTokens
 from pipeline.fusion import plan_fusion
-from pipeline.positions import MarkerIds, frame_timestamps, prompt_stretch, timestamp_text
+from pipeline.positions import (
+    MarkerIds,
+    PromptStretch,
+    frame_timestamps,
+    prompt_stretch,
+    timestamp_text,
+)
 from pipeline.store.commit import PendingVideo
 from pipeline.store.record import pack_record
 from schemas.config import FusionConfig
-from schemas.grid import PatchGeometry
+from schemas.grid import PatchGeometry, TokenGrid
 from schemas.video import SampledFrames
 
 if TYPE_CHECKING:
@@ -26,6 +32,28 @@ def marker_ids(tokenizer: "PreTrainedTokenizerBase") -> MarkerIds:
     names = ("vision_start", "vision_end", "video_pad")
     ids: Any = [tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in names]
     return MarkerIds(*ids)
+
+
+def tokenized_stretch(
+    grid: TokenGrid,
+    keep_index: torch.Tensor,
+    seconds: Sequence[float],
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    first_frame: int | None = None,
+) -> PromptStretch:
+    """The prompt stretch of one video with this tokenizer's timestamps and markers.
+
+    Args:
+        grid: the merged token grid of the whole video.
+        keep_index: ``(N,)`` ascending grid indices of the kept tokens.
+        seconds: per token frame, from ``frame_timestamps``.
+        tokenizer: the model's own.
+        first_frame: as in ``prompt_stretch``.
+    """
+    texts = [timestamp_text(value) for value in seconds]
+    ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return prompt_stretch(grid, keep_index, ids, marker_ids(tokenizer), first_frame=first_frame)
 
 
 def assemble_pending(
@@ -60,13 +88,9 @@ def assemble_pending(
     seconds = frame_timestamps(
         sampled.frame_indices, sampled.probe.fps, patches.temporal_patch_size
     )
-    texts = [timestamp_text(value) for value in seconds]
-    stretch = prompt_stretch(
-        tokens.grid,
-        plan.keep_index,
-        tokenizer(texts, add_special_tokens=False)["input_ids"],
-        marker_ids(tokenizer),
-        first_frame=plan.anchor_frame if fusion.order == "anchor_first" else None,
+    first_frame = plan.anchor_frame if fusion.order == "anchor_first" else None
+    stretch = tokenized_stretch(
+        tokens.grid, plan.keep_index, seconds, tokenizer, first_frame=first_frame
     )
     storage_index = plan.storage_index.cpu()
     record = pack_record(

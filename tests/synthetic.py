@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from pipeline.assemble import marker_ids
+from pipeline.assemble import marker_ids, tokenized_stretch
 from pipeline.cache import CachedVideo
 from pipeline.encoders import Qwen3VLEncoder, VisualTokens
 from pipeline.encoders.tiny import WEIGHT_SCALE
-from pipeline.positions import frame_timestamps, prompt_stretch, timestamp_text
+from pipeline.positions import frame_timestamps
 from pipeline.preprocess import normalize, patchify
 from pipeline.store.head import Head
 from pipeline.store.record import pack_record
@@ -57,14 +57,7 @@ class EncodedClip:
         seconds = frame_timestamps(
             self.frame_indices, FPS, self.encoder.patches.temporal_patch_size
         )
-        texts = [timestamp_text(value) for value in seconds]
-        stretch = prompt_stretch(
-            tokens.grid,
-            keep,
-            tokenizer(texts, add_special_tokens=False)["input_ids"],
-            marker_ids(tokenizer),
-            first_frame=first_frame,
-        )
+        stretch = tokenized_stretch(tokens.grid, keep, seconds, tokenizer, first_frame=first_frame)
         features = torch.cat([tokens.embeddings, *tokens.deepstack], dim=1)[keep]
         columns = stretch.columns_of(keep)
         record = pack_record(

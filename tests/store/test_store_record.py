@@ -120,7 +120,8 @@ def test_the_largest_finite_values_are_stored():
         sample = make_sample(dtype=dtype)
         sample.tensors["features"][0, 0] = torch.finfo(dtype).max
         sample.tensors["features"][1, 0] = torch.finfo(dtype).min
-        sample.record(KEY)
+        stored = torch.from_numpy(sample.record(KEY).features).view(dtype)
+        assert torch.equal(stored, sample.tensors["features"])
 
 
 @pytest.mark.parametrize(
