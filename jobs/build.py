@@ -111,13 +111,13 @@ def build(
         CacheError: the cache cannot be written.
     """
     plan = plan_build(sources, root, config, retry_failed=retry_failed, limit=limit)
-    tally = Tally(total=len(plan.todo))
     model = config.encoder.model
     if Path(model).is_dir():
         config = config.override("encoder", model=str(Path(model).resolve()))
     runner = _make_runner(config, root)
     try:
         create_or_check(root, runner.manifest)
+        tally = Tally(total=len(plan.todo))
         return _run(runner, plan, tally, config, progress_style)
     finally:
         runner.close()
