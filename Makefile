@@ -10,7 +10,7 @@ test: check fast
 	$(BIN)/pytest -q -m "slow or ray"
 
 fast: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto -m "not slow and not ray"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --maxprocesses 4 -m "not slow and not ray"
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -30,6 +30,11 @@ def error_kind(error: Exception) -> str:
     return next((kind for type_, kind in _KINDS if isinstance(error, type_)), "internal")
 
 
+def created_now(newer_than_ns: int) -> int:
+    """The time for a new index row: now, but always after the row it replaces."""
+    return max(time.time_ns(), newer_than_ns + 1)
+
+
 def failed_row(
     ref: VideoRef,
     error: Exception,
@@ -38,6 +43,7 @@ def failed_row(
     attempts: int,
     writer: str,
     content_sha256: str | None = None,
+    newer_than_ns: int = 0,
 ) -> IndexRow:
     """The index row of a video that failed; a worker's death quarantines it."""
     kind = error_kind(error)
@@ -50,7 +56,7 @@ def failed_row(
         fingerprint=fingerprint,
         size_bytes=ref.size_bytes,
         modified_ns=ref.modified_ns,
-        created_ns=time.time_ns(),
+        created_ns=created_now(newer_than_ns),
         writer=writer,
         attempts=attempts,
         error_kind=kind,

@@ -25,15 +25,21 @@ DONE_COLUMNS = (
     "shard",
     "offset",
     "num_bytes",
+    "created_ns",
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Videos that one worker processes and commits together, with their attempts so far."""
+    """Videos that one worker processes and commits together.
+
+    Per video ``attempts`` is how often it was tried before, and ``newer_than_ns`` the time of its
+    row in the index: a new row must be younger, whatever the clocks of two machines say.
+    """
 
     videos: tuple[VideoRef, ...]
     attempts: tuple[int, ...]
+    newer_than_ns: tuple[int, ...]
 
     @property
     def size_bytes(self) -> int:
@@ -41,9 +47,8 @@ class Task:
 
     def alone(self) -> "list[Task]":
         """The same videos as tasks of one each."""
-        return [
-            Task((ref,), (tried,)) for ref, tried in zip(self.videos, self.attempts, strict=True)
-        ]
+        columns = zip(self.videos, self.attempts, self.newer_than_ns, strict=True)
+        return [Task((ref,), (tried,), (time_ns,)) for ref, tried, time_ns in columns]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +60,7 @@ class BuildPlan:
     num_failed_before: int
     todo: tuple[VideoRef, ...]
     attempts: dict[str, int]
+    newer_than_ns: dict[str, int]
 
     @property
     def todo_bytes(self) -> int:
@@ -67,7 +73,11 @@ class BuildPlan:
         size = max_videos if workers == 1 else max(1, min(max_videos, even_share))
         groups = [ordered[i : i + size] for i in range(0, len(ordered), size)]
         return [
-            Task(tuple(group), tuple(self.attempts.get(ref.video_id, 0) for ref in group))
+            Task(
+                tuple(group),
+                tuple(self.attempts.get(ref.video_id, 0) for ref in group),
+                tuple(self.newer_than_ns.get(ref.video_id, 0) for ref in group),
+            )
             for group in groups
         ]
 
@@ -97,7 +107,9 @@ def make_plan(
         limit: plan at most this many videos.
     """
     known = _known(index)
-    todo, attempts = [], {}
+    todo: list[VideoRef] = []
+    attempts: dict[str, int] = {}
+    newer_than_ns: dict[str, int] = {}
     num_done = num_failed = 0
     for ref in videos:
         row = known.get(ref.video_id)
@@ -111,8 +123,11 @@ def make_plan(
             num_failed += 1
         else:
             attempts[ref.video_id] = row["attempts"]
+            newer_than_ns[ref.video_id] = row["created_ns"]
             todo.append(ref)
-    return BuildPlan(len(videos), num_done, num_failed, tuple(todo[:limit]), attempts)
+    return BuildPlan(
+        len(videos), num_done, num_failed, tuple(todo[:limit]), attempts, newer_than_ns
+    )
 
 
 def _known(index: pa.Table | None) -> dict[str, dict[str, Any]]:

@@ -4,6 +4,7 @@ When a worker dies, the videos it held are run again alone; a video is quarantin
 worker dies while that video is alone in it.
 """
 
+import dataclasses
 import logging
 import math
 import os
@@ -75,6 +76,7 @@ class RayRunner:
         self._root = root
         self._worker_class = worker_class
         self._actors: list[Any] = []
+        self._starting: dict[Any, Any] = {}
         self._owns_ray = not ray.is_initialized()
         if self._owns_ray:
             _connect(config.run)
@@ -90,28 +92,48 @@ class RayRunner:
         self._idle = deque(actors)
 
     def run(self, tasks: Sequence[Task]) -> Iterator[list[IndexRow]]:
-        """Yield the rows of each finished task, in order of completion."""
+        """Yield the rows of each finished task, in order of completion.
+
+        Raises:
+            WorkerDiedError: no worker is left and none can be started.
+        """
         waiting = deque(Assignment(task) for task in tasks)
         running: dict[Any, tuple[Any, Assignment]] = {}
         while waiting or running:
             while waiting and self._idle:
                 actor, assignment = self._idle.popleft(), waiting.popleft()
                 running[actor.run_task.remote(assignment.task)] = (actor, assignment)
-            done, _ = ray.wait(list(running), num_returns=1)
-            actor, assignment = running.pop(done[0])
-            try:
-                rows = ray.get(done[0])
-            except WORKER_DEATHS as death:
-                self._replace(actor)
-                if assignment.is_suspect:
-                    yield self._quarantine(assignment.task, death)
+            for call in self._wait([*running, *self._starting], is_working=bool(running)):
+                if call in self._starting:
+                    self._finish_start(call)
+                    continue
+                actor, assignment = running.pop(call)
+                try:
+                    rows = ray.get(call)
+                except WORKER_DEATHS as death:
+                    self._replace(actor)
+                    if not assignment.is_suspect:
+                        alone = assignment.task.alone()
+                        waiting.extend(Assignment(task, is_suspect=True) for task in alone)
+                        continue
+                    rows = self._quarantine(assignment.task, death)
+                except RayTaskError as error:
+                    raise _cause(error) from error
                 else:
-                    waiting.extend(Assignment(t, is_suspect=True) for t in assignment.task.alone())
-                continue
-            except RayTaskError as error:
-                raise _cause(error) from error
-            self._idle.append(actor)
-            yield rows
+                    self._idle.append(actor)
+                yield rows
+
+    def _wait(self, calls: Sequence[Any], *, is_working: bool) -> list[Any]:
+        """The calls that are done; raises instead of waiting for a worker that cannot come."""
+        if not calls:
+            raise WorkerDiedError(
+                "every worker died before its next video; look for a lack of memory on their "
+                "nodes. Everything finished so far is in the cache"
+            )
+        done, _ = ray.wait(list(calls), num_returns=1, timeout=None if is_working else 30.0)
+        if not done:
+            _require_resources(dataclasses.replace(self._config.run, workers=1), self._num_gpus)
+        return list(done)
 
     def close(self) -> None:
         """End the workers, and leave Ray if this runner joined it."""
@@ -140,11 +162,23 @@ class RayRunner:
             ) from error
 
     def _replace(self, dead: Any) -> None:
+        """Begin to start another worker; the others go on meanwhile."""
         ray.kill(dead)
         self._actors.remove(dead)
         actor = self._new_actor()
-        self._start([actor], self.manifest.fingerprint)
-        self._idle.append(actor)
+        call = actor.start.remote(self._config, str(self._root), self.manifest.fingerprint)
+        self._starting[call] = actor
+
+    def _finish_start(self, call: Any) -> None:
+        actor = self._starting.pop(call)
+        try:
+            ray.get(call)
+        except WORKER_DEATHS:
+            self._actors.remove(actor)
+        except RayTaskError as error:
+            raise _cause(error) from error
+        else:
+            self._idle.append(actor)
 
     def _quarantine(self, task: Task, death: Exception) -> list[IndexRow]:
         """Record the one video of ``task`` as the cause of its worker's death."""
@@ -159,9 +193,17 @@ class RayRunner:
             fingerprint=self.manifest.fingerprint,
             attempts=task.attempts[0] + 2,
             writer=f"{socket.gethostname()}:{os.getpid()}",
-            content_sha256=content_digest(ref.path) if Path(ref.path).is_file() else None,
+            content_sha256=_digest_if_readable(ref.path),
+            newer_than_ns=task.newer_than_ns[0],
         )
         return commit_videos(self._root, [row])
+
+
+def _digest_if_readable(path: str) -> str | None:
+    try:
+        return content_digest(path)
+    except OSError:
+        return None
 
 
 def _connect(run: RunConfig) -> None:

@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from queue import SimpleQueue
@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from jobs.failures import failed_row
+from jobs.failures import created_now, failed_row
 from jobs.plan import Task
 from pipeline.assemble import assemble_pending
 from pipeline.decode import FrameReader, decoder_versions
@@ -42,6 +42,7 @@ class ReadVideo:
 
     ref: VideoRef
     attempts: int
+    newer_than_ns: int
     sampled: SampledFrames | None
     content_sha256: str | None
     decode_seconds: float
@@ -116,14 +117,13 @@ class Worker:
             for group in self._packs(self._read_ahead(task)):
                 entries += self._encode_group(group)
                 if self._is_time_to_commit(entries, last_commit):
-                    rows, entries = commit_videos(self._root, entries), []
-                    last_commit = time.monotonic()
-                    yield rows
-        except KeyboardInterrupt:
+                    yield commit_videos(self._root, entries)
+                    entries, last_commit = [], time.monotonic()
+            if entries:
+                yield commit_videos(self._root, entries)
+        except (KeyboardInterrupt, ModelError):
             commit_videos(self._root, entries)
             raise
-        if entries:
-            yield commit_videos(self._root, entries)
 
     def _is_time_to_commit(
         self, entries: Sequence[PendingVideo | IndexRow], last_commit: float
@@ -145,14 +145,15 @@ class Worker:
     def _read_ahead(self, task: Task) -> Iterator[ReadVideo]:
         """Videos in task order, while the decode children work on the next ones."""
         waiting: deque[Future[ReadVideo]] = deque()
-        for ref, tried in zip(task.videos, task.attempts, strict=True):
-            waiting.append(self._threads.submit(self._read, ref, tried + 1))
+        for video in zip(task.videos, task.attempts, task.newer_than_ns, strict=True):
+            waiting.append(self._threads.submit(self._read, *video))
             if len(waiting) > len(self._readers):
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
 
-    def _read(self, ref: VideoRef, attempts: int) -> ReadVideo:
+    def _read(self, ref: VideoRef, tried: int, newer_than_ns: int) -> ReadVideo:
+        video = ReadVideo(ref, tried + 1, newer_than_ns, None, None, 0.0)
         started = time.perf_counter()
         reader = self._idle.get()
         digest = None
@@ -161,11 +162,11 @@ class Worker:
                 digest = content_digest(ref.path)
             sampled = reader.read(ref.path, resize=self._resize)
         except Exception as error:  # whatever is wrong with one video becomes its failed row
-            seconds = time.perf_counter() - started
-            return ReadVideo(ref, attempts, None, digest, seconds, error)
+            return replace(video, content_sha256=digest, error=error)
         finally:
             self._idle.put(reader)
-        return ReadVideo(ref, attempts, sampled, digest, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        return replace(video, sampled=sampled, content_sha256=digest, decode_seconds=seconds)
 
     def _resize(self, frames: Frames, probe: VideoProbe, num_frames: int) -> Frames:
         size = target_size(
@@ -178,15 +179,16 @@ class Worker:
         return resize_frames(frames, size)
 
     def _packs(self, videos: Iterator[ReadVideo]) -> Iterator[list[ReadVideo]]:
-        """Group videos so that the short ones share encoder calls."""
+        """Group videos so that the short ones share encoder calls, none waiting too long."""
         group: list[ReadVideo] = []
-        patches = 0
+        patches, started = 0, time.monotonic()
         for video in videos:
             group.append(video)
             patches += self._num_patches(video)
-            if patches >= self._config.encoder.max_patches_per_call:
+            is_late = time.monotonic() - started >= self._config.store.commit_seconds
+            if is_late or patches >= self._config.encoder.max_patches_per_call:
                 yield group
-                group, patches = [], 0
+                group, patches, started = [], 0, time.monotonic()
         if group:
             yield group
 
@@ -239,7 +241,7 @@ class Worker:
                     "fingerprint": fingerprint,
                     "size_bytes": ref.size_bytes,
                     "modified_ns": ref.modified_ns,
-                    "created_ns": time.time_ns(),
+                    "created_ns": created_now(video.newer_than_ns),
                     "writer": self._name,
                     "attempts": video.attempts,
                     "content_sha256": video.content_sha256,
@@ -259,4 +261,5 @@ class Worker:
             attempts=video.attempts,
             writer=self._name,
             content_sha256=video.content_sha256,
+            newer_than_ns=video.newer_than_ns,
         )

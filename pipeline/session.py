@@ -28,7 +28,7 @@ class Session:
     copied for each question; it is never cropped, so models whose cache cannot be cropped work.
     A KV cache is found by what went into it (the videos' keys and row counts, every id and position
     of the head, the model's weights by place and version), so it is not stale when anything of
-    that changes, weights changed in place included.
+    that changes, weights changed in place by torch operations included (not through ``.data``).
 
     Answers equal those of ``model.generate(**video.prefill(...))`` up to the rounding of other
     matrix shapes: about 1e-6 of the logits in float32, 2e-2 in bfloat16.

@@ -172,7 +172,8 @@ class StoreConfig:
     def __post_init__(self) -> None:
         _make_floats(self, "commit_seconds")
         _require(self.shard_bytes >= 1, "store.shard_bytes", self.shard_bytes, "at least 1")
-        _require(self.commit_seconds > 0, "store.commit_seconds", self.commit_seconds, "above 0")
+        seconds = self.commit_seconds
+        _require(0 < seconds <= 1e7, "store.commit_seconds", seconds, "a number in (0, 1e7]")
         _require(
             self.max_videos_per_task >= 1,
             "store.max_videos_per_task",
@@ -201,9 +202,10 @@ class RunConfig:
         _make_floats(self, "cpus_per_worker", "gpus_per_worker")
         _require(self.runner in RUNNERS, "run.runner", self.runner, f"one of {RUNNERS}")
         _require(1 <= self.workers <= 10_000, "run.workers", self.workers, "1 to 10000")
-        _require(self.cpus_per_worker >= 0, "run.cpus_per_worker", self.cpus_per_worker, ">= 0")
+        cpus = self.cpus_per_worker
+        _require(0 <= cpus <= 1e4, "run.cpus_per_worker", cpus, "a number in [0, 1e4]")
         gpus = self.gpus_per_worker
-        _require(gpus is None or gpus >= 0, "run.gpus_per_worker", gpus, "at least 0")
+        _require(gpus is None or 0 <= gpus <= 1e4, "run.gpus_per_worker", gpus, "in [0, 1e4]")
         if self.runner == "local":
             _require(self.workers == 1, "run.workers", self.workers, "1, or runner 'ray'")
             _require(self.address is None, "run.address", self.address, "runner 'ray' with it")

@@ -3,7 +3,9 @@
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.pop("RAY_ADDRESS", None)
 
+import hypothesis
 import pytest
 import torch
 
@@ -11,6 +13,9 @@ from pipeline.encoders import Qwen3VLEncoder, load_encoder
 from pipeline.encoders.checkpoint import quiet_loading
 from pipeline.encoders.tiny import write_tiny_checkpoint
 from schemas.config import EncoderConfig
+
+hypothesis.settings.register_profile("tokenreel", deadline=None)
+hypothesis.settings.load_profile("tokenreel")
 
 
 @pytest.fixture(scope="session")

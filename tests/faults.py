@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jobs.plan import Task
-from jobs.worker import Worker
+from jobs.worker import ReadVideo, Worker
 from schemas.index import IndexRow
 
 
@@ -25,3 +25,13 @@ class MortalWorker(Worker):
                 died_before.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
         yield from super().run_task(task)
+
+
+class InterruptedWorker(Worker):
+    """Meets a Ctrl-C when its second encoder call is due."""
+
+    def _packs(self, videos: Iterator[ReadVideo]) -> Iterator[list[ReadVideo]]:
+        for number, group in enumerate(super()._packs(videos)):
+            if number == 1:
+                raise KeyboardInterrupt
+            yield group

@@ -75,8 +75,9 @@ class FrameReader:
     def interrupt(self) -> None:
         """Make a read that goes on in another thread fail soon, and every later one."""
         self._is_interrupted = True
-        if self._child:
-            self._child.stop()
+        child = self._child
+        if child:
+            child.stop()
 
     @property
     def child_pid(self) -> int | None:

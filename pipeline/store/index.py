@@ -184,7 +184,7 @@ def _winners(
     ranked = np.lexsort(
         (
             several,
-            _ranks(pa.chunked_array([np.asarray(names)[several].tolist()], pa.string())),
+            _ranks(pa.chunked_array([[names[row] for row in several.tolist()]], pa.string())),
             _ranks(part["shard"]),
             part["created_ns"].to_numpy(),
             ~_void_failures(part, their_codes),

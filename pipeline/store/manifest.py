@@ -36,7 +36,8 @@ def create_or_check(root: Path, manifest: Manifest) -> Manifest:
 
 
 def _refuse_orphaned_index(root: Path) -> None:
-    if any((root / INDEX_FOLDER).glob("*.parquet")):
+    is_there = any((root / INDEX_FOLDER).glob("*.parquet"))
+    if is_there and not (root / MANIFEST_NAME).exists():
         raise IndexCorruptError(
             f"{root} has an index and no {MANIFEST_NAME}: what made its videos is unknown. "
             "Restore the file, or build into an empty folder."

@@ -107,7 +107,12 @@ class VideoReader:
         position = (self.row.offset or 0) + offset
         missing = len(buffers) * len(buffers[0])
         while True:
-            count = os.preadv(self._handle, buffers, position)
+            try:
+                count = os.preadv(self._handle, buffers, position)
+            except OSError as error:
+                raise ShortReadError(
+                    f"{self._where()}: byte {position} cannot be read: {error.strerror}. {_MEND}"
+                ) from error
             self.bytes_read += count
             missing -= count
             if not missing:

@@ -14,6 +14,7 @@ from typing import Any
 
 from pipeline.store.atomic import publish_replacing
 from pipeline.store.record import VideoRecord
+from schemas.errors import CacheError
 from schemas.index import FORMAT_VERSION
 from schemas.tokens import ALIGNMENT_BYTES
 
@@ -33,12 +34,15 @@ def shard_sizes(root: Path) -> dict[str, int]:
     folder = root / SHARD_FOLDER
     if not folder.is_dir():
         return {}
-    with os.scandir(folder) as entries:
-        return {
-            entry.name.removesuffix(SHARD_SUFFIX): entry.stat().st_size
-            for entry in entries
-            if entry.name.endswith(SHARD_SUFFIX)
-        }
+    try:
+        with os.scandir(folder) as entries:
+            return {
+                entry.name.removesuffix(SHARD_SUFFIX): entry.stat(follow_symlinks=False).st_size
+                for entry in entries
+                if entry.name.endswith(SHARD_SUFFIX) and entry.is_file(follow_symlinks=False)
+            }
+    except OSError as error:
+        raise CacheError(f"cannot list {folder}: {error.strerror}; correct it") from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,13 +40,14 @@ def counters(sample):
     return [read_counter(frame) for frame in sample.frames]
 
 
+@pytest.mark.slow
 def test_a_child_that_hangs_is_killed_and_the_next_video_is_read(clip):
-    hurried = DecodeConfig(deadline_seconds=0.5, deadline_per_second=0)
+    hurried = DecodeConfig(deadline_seconds=6, deadline_per_second=0)
     with FrameReader(hurried, ALL) as reader:
         reader.probe(clip)
         hanging = reader.child_pid
         os.kill(hanging, signal.SIGSTOP)
-        with pytest.raises(DecodeError, match=r"deadline of 0\.5 s") as caught:
+        with pytest.raises(DecodeError, match="deadline of 6 s") as caught:
             reader.read(clip)
         assert caught.value.kind == "timeout"
         with pytest.raises(ProcessLookupError):
@@ -88,7 +89,7 @@ def test_a_child_killed_while_decord_decodes_is_replaced_by_one_with_pyav(large_
 
 @pytest.mark.slow
 def test_a_child_that_stops_while_decord_decodes_is_replaced_by_one_with_pyav(large_clip):
-    config = DecodeConfig(deadline_seconds=3, deadline_per_second=0)
+    config = DecodeConfig(deadline_seconds=12, deadline_per_second=0)
     with FrameReader(config, ALL) as reader:
         resize, _ = strike_first_batch(reader, signal.SIGSTOP)
         assert reader.read(large_clip, resize=resize).decoder == "pyav"

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from jobs.worker import Worker
 from pipeline.cache import open_cache
 from pipeline.decode.clips import write_scene_clip
 from pipeline.keys import content_digest
+from pipeline.store.manifest import create_or_check
 from pipeline.store.verify import verify_cache
 from schemas.config_file import parse_config
 from schemas.errors import (
@@ -25,6 +27,7 @@ from schemas.errors import (
     IndexCorruptError,
     ModelError,
 )
+from tests.faults import InterruptedWorker
 from tests.synthetic import REPOSITORY
 
 
@@ -310,3 +313,34 @@ def test_a_worker_refuses_a_root_that_is_not_the_drivers_cache(corpus, tmp_path,
     with pytest.raises(CacheNotFoundError):
         next(worker.run_task(task))
     worker.close()
+
+
+def test_a_new_row_wins_although_the_clock_of_the_old_one_was_ahead(
+    corpus, tmp_path, config, monkeypatch
+):
+    copy = shutil.copytree(corpus, tmp_path / "copy")
+    now = time.time_ns
+    with monkeypatch.context() as ahead:
+        ahead.setattr(time, "time_ns", lambda: now() + 3600 * 10**9)
+        run(copy, tmp_path / "cache", config)
+    shutil.copy2(corpus / "b.mp4", copy / "a.mp4")
+    run(copy, tmp_path / "cache", config)
+    row = open_cache(tmp_path / "cache").row("a.mp4")
+    assert row.content_sha256 == content_digest(corpus / "b.mp4")
+    assert run(copy, tmp_path / "cache", config).tally.total == 0
+
+
+def test_no_video_waits_longer_for_its_commit_than_the_settings_say(corpus, tmp_path, config):
+    run(corpus, tmp_path / "cache", config.override("store", commit_seconds=1e-9))
+    assert len(list((tmp_path / "cache" / "shards").iterdir())) == 3
+
+
+def test_an_interrupted_task_commits_what_is_encoded(corpus, tmp_path, config):
+    config = config.override("encoder", max_patches_per_call=1)
+    worker = InterruptedWorker(config, tmp_path / "cache")
+    create_or_check(tmp_path / "cache", worker.manifest)
+    [task] = plan_build([str(corpus / "a.mp4"), str(corpus / "b.mp4")], tmp_path, config).tasks(9)
+    with pytest.raises(KeyboardInterrupt):
+        list(worker.run_task(task))
+    worker.close()
+    assert len(open_cache(tmp_path / "cache")) == 1
