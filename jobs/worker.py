@@ -202,17 +202,17 @@ class Worker:
     def _encode_group(self, group: Sequence[ReadVideo]) -> list[PendingVideo | IndexRow]:
         readable = [video for video in group if video.sampled is not None]
         started = time.perf_counter()
-        failure: str | None = None
+        failure: Exception | None = None
         try:
             tokens = self._encode(readable)
         except torch.AcceleratorError as error:
             raise ModelError(f"the accelerator failed and takes no more work: {error}") from error
         except Exception as error:  # one video of a pack must not fail its neighbours
-            failure = f"{type(error).__name__}: {error}"
-        if failure is not None:  # out of the handler, so that the failed call's memory is free
+            failure = error.with_traceback(None)  # a traceback holds the failed call's tensors
+        if failure is not None:
             if len(readable) > 1:
                 return [entry for video in group for entry in self._encode_group([video])]
-            return [self._failed(v, v.error or RuntimeError(failure)) for v in group]
+            return [self._failed(video, video.error or failure) for video in group]
         share = (time.perf_counter() - started) / max(1, len(readable))
         encoded = dict(zip(map(id, readable), tokens, strict=True))
         return [self._finish(video, encoded.get(id(video)), share) for video in group]

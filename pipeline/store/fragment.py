@@ -106,7 +106,7 @@ def read_fragment(path: Path) -> pa.Table:
     """Read one fragment: the index columns in their order, further columns after them.
 
     Raises:
-        FileNotFoundError: it is gone; compaction replaces fragments.
+        FileNotFoundError: it is gone; somebody removed it since it was listed.
         IndexCorruptError: not a fragment of format 1, or one that unpacks to too much.
     """
     try:

@@ -95,7 +95,7 @@ class Fragment:
 
 
 def _read_all(root: Path) -> list[Fragment]:
-    """All fragments as of one moment: when compaction removes one meanwhile, look again."""
+    """All fragments as of one moment: when one is removed meanwhile, look again."""
     for _ in range(3):
         try:
             paths = fragment_paths(root)

@@ -80,9 +80,12 @@ def test_an_undamaged_clip_gives_all_its_frames(readers, clip):
 def test_a_truncated_clip_never_gives_a_wrong_frame(readers, clip):
     data = clip.read_bytes()
     cut = clip.with_name("cut" + clip.suffix)
+    given = []
     for tenth in range(1, 10, 2):
         cut.write_bytes(data[: len(data) * tenth // 10])
-        frames_are_right_or_refused(readers, cut)
+        given.append(frames_are_right_or_refused(readers, cut))
+    # An MP4 keeps its table of frames at the end; a cut FLV does not say where it was damaged.
+    assert any(given) == (clip.suffix not in (".mp4", ".flv"))
 
 
 def test_a_hole_of_zeros_never_gives_a_wrong_frame(readers, clip):
