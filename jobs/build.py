@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from jobs.events import Committed, Event
 from jobs.failures import FailureBudget
 from jobs.plan import BuildPlan, Task, make_plan
 from jobs.progress import Progress, Tally
@@ -16,7 +17,6 @@ from pipeline.store.manifest import MANIFEST_NAME, create_or_check, read_manifes
 from pipeline.store.shard import shard_sizes
 from schemas.config import BuildConfig
 from schemas.errors import FailureBudgetExceeded
-from schemas.index import IndexRow
 from schemas.manifest import Manifest
 
 
@@ -28,8 +28,8 @@ class Runner(Protocol):
         """What this runner builds."""
         ...
 
-    def run(self, tasks: Sequence[Task]) -> Iterator[list[IndexRow]]:
-        """Yield rows as they are committed."""
+    def run(self, tasks: Sequence[Task]) -> Iterator[Event]:
+        """Yield what happens to the videos until all are committed."""
         ...
 
     def close(self) -> None:
@@ -43,7 +43,6 @@ class BuildSummary:
 
     plan: BuildPlan
     tally: Tally
-    failures: tuple[IndexRow, ...]
     stopped_by: str | None = None
 
     @property
@@ -51,7 +50,7 @@ class BuildSummary:
         """0 no video failed, 3 some did, 4 the failure budget ended the build."""
         if self.stopped_by:
             return 4
-        return 3 if self.failures or self.plan.num_failed_before else 0
+        return 3 if self.tally.failed or self.plan.num_failed_before else 0
 
 
 def plan_build(
@@ -138,17 +137,15 @@ def _run(
 ) -> BuildSummary:
     budget = FailureBudget(config.run.max_failures)
     progress = Progress(tally, style=progress_style)
-    failures: list[IndexRow] = []
     try:
         tasks = plan.tasks(config.store.max_videos_per_task, workers=config.run.workers)
-        for rows in runner.run(tasks):
-            failures += [row for row in rows if row.status != "ok"]
-            for row in rows:
-                progress.count(row)
-            for row in rows:
-                budget.count(row)
+        for event in runner.run(tasks):
+            progress.note(event)
+            if isinstance(event, Committed):
+                for row in event.rows:
+                    budget.count(row)
     except FailureBudgetExceeded as stop:
-        return BuildSummary(plan, tally, tuple(failures), stopped_by=str(stop))
+        return BuildSummary(plan, tally, stopped_by=str(stop))
     finally:
         progress.close()
-    return BuildSummary(plan, tally, tuple(failures))
+    return BuildSummary(plan, tally)

@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from jobs.events import Event
 from jobs.plan import Task
 from jobs.worker import Worker
 from schemas.config import BuildConfig
-from schemas.index import IndexRow
 from schemas.manifest import Manifest
 
 
@@ -21,10 +21,12 @@ class LocalRunner:
         """What this runner would build."""
         return self._worker.manifest
 
-    def run(self, tasks: Sequence[Task]) -> Iterator[list[IndexRow]]:
-        """Yield the rows of each commit."""
+    def run(self, tasks: Sequence[Task]) -> Iterator[Event]:
+        """Yield what happens to the videos."""
         for task in tasks:
-            yield from self._worker.run_task(task)
+            self._worker.add(task)
+        self._worker.finish()
+        return self._worker.run()
 
     def close(self) -> None:
         self._worker.close()

@@ -72,6 +72,14 @@ def build_options(command: Command) -> Command:
         ),
         click.option("--address", help="Ray cluster to join; without it Ray runs on this machine."),
         click.option("--workers", type=int, help="Ray workers.  [default: 1]"),
+        click.option(
+            "--cpus-per-worker", type=float, help="CPUs that Ray sets aside for each.  [default: 1]"
+        ),
+        click.option(
+            "--gpus-per-worker",
+            type=float,
+            help="GPUs, or a fraction of one, for each.  [default: 1 where there are any]",
+        ),
         click.option("--device", help="cpu, cuda, cuda:1 ...  [default: auto]"),
         click.option(
             "--dtype", type=click.Choice(DTYPES), help="Type the encoder runs in.  [default: auto]"
@@ -113,6 +121,8 @@ def resolve_config(config_file: Path | None, flags: dict[str, Any]) -> BuildConf
             "runner": "runner",
             "address": "address",
             "workers": "workers",
+            "cpus_per_worker": "cpus_per_worker",
+            "gpus_per_worker": "gpus_per_worker",
             "max_failures": "max_failures",
         },
     }

@@ -2,20 +2,29 @@
 
 import json
 import sys
+import threading
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import IO
 
 from tqdm import tqdm
 
+from jobs.events import Assembled, Committed, Event
 from schemas.index import IndexRow
 
 LINE_EVERY_SECONDS = 30.0
 
+MAX_FAILURES_KEPT = 100
+
 
 @dataclass(slots=True)
 class Tally:
-    """Counts of one build so far."""
+    """Counts of one build so far.
+
+    ``waiting`` are the ids of videos that are encoded and not yet committed; ``first_failures``
+    the rows of the first failures, however many there are.
+    """
 
     total: int
     done: int = 0
@@ -23,12 +32,28 @@ class Tally:
     tokens_before: int = 0
     tokens_after: int = 0
     num_bytes: int = 0
+    waiting: set[str] = field(default_factory=set)
+    failed_by_kind: Counter[str] = field(default_factory=Counter)
+    first_failures: list[IndexRow] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
 
-    def count(self, row: IndexRow) -> None:
-        """Take one finished video into account."""
+    def note(self, event: Event) -> None:
+        """Take an event into account."""
+        if isinstance(event, Assembled):
+            self.waiting.update(event.video_ids)
+        elif isinstance(event, Committed):
+            for row in event.rows:
+                self.waiting.discard(row.video_id)
+                self._count(row)
+        else:
+            self.waiting.difference_update(event.video_ids)
+
+    def _count(self, row: IndexRow) -> None:
         if row.status != "ok":
             self.failed += 1
+            self.failed_by_kind[row.error_kind or ""] += 1
+            if len(self.first_failures) < MAX_FAILURES_KEPT:
+                self.first_failures.append(row)
             return
         self.done += 1
         self.tokens_before += row.tokens_before or 0
@@ -36,8 +61,13 @@ class Tally:
         self.num_bytes += row.num_bytes or 0
 
     @property
-    def finished(self) -> int:
+    def committed(self) -> int:
         return self.done + self.failed
+
+    @property
+    def finished(self) -> int:
+        """Videos that need no more work, though some may wait for their commit."""
+        return self.committed + len(self.waiting)
 
     @property
     def seconds(self) -> float:
@@ -51,13 +81,18 @@ class Tally:
     def keep_ratio(self) -> float:
         return self.tokens_after / max(1, self.tokens_before)
 
+    @property
+    def kept(self) -> str:
+        """The share of tokens kept, as text; unknown before the first commit."""
+        return f"kept {self.keep_ratio:.1%}" if self.tokens_before else "kept ?"
+
     def line(self) -> str:
         """One line for a log file."""
         left = (self.total - self.finished) / self.videos_per_second if self.finished else None
         eta = f"  ETA {left:.0f} s" if left is not None else ""
         return (
             f"{self.finished}/{self.total} videos  {self.videos_per_second:.2f} videos/s  "
-            f"kept {self.keep_ratio:.1%} of tokens  {self.failed} failed{eta}"
+            f"{self.kept} of tokens  {self.failed} failed{eta}"
         )
 
 
@@ -76,32 +111,39 @@ class Progress:
         self._stream = stream or sys.stderr
         self._is_json = style == "json"
         is_bar = style == "auto" and self._stream.isatty()
-        self._every = line_every_seconds if style == "auto" and not is_bar else None
-        self._last_line = time.monotonic()
         self._bar = tqdm(
             total=tally.total, unit="video", file=self._stream, disable=not is_bar, smoothing=0.1
         )
+        self._closed = threading.Event()
+        if style == "auto" and not is_bar:
+            threading.Thread(target=self._tick, args=(line_every_seconds,), daemon=True).start()
 
-    def count(self, row: IndexRow) -> None:
-        """One more video is finished."""
-        self._tally.count(row)
-        tally = self._tally
-        self._bar.update()
-        self._bar.set_postfix_str(f"kept {tally.keep_ratio:.1%}, {tally.failed} failed")
-        if self._is_json:
-            event = {
-                "event": "video",
-                "video_id": row.video_id,
-                "status": row.status,
-                "error_kind": row.error_kind,
-                "tokens_after": row.tokens_after,
-                "finished": tally.finished,
-                "total": tally.total,
-            }
-            print(json.dumps(event), file=self._stream, flush=True)
-        elif self._every is not None and time.monotonic() - self._last_line >= self._every:
-            self._last_line = time.monotonic()
-            print(tally.line(), file=self._stream, flush=True)
+    def note(self, event: Event) -> None:
+        """Something happened to some videos."""
+        self._tally.note(event)
+        self._bar.update(self._tally.finished - self._bar.n)
+        self._bar.set_postfix_str(f"{self._tally.kept}, {self._tally.failed} failed")
+        if self._is_json and isinstance(event, Committed):
+            for row in event.rows:
+                self._say_json(row)
 
     def close(self) -> None:
+        self._closed.set()
         self._bar.close()
+
+    def _tick(self, every_seconds: float) -> None:
+        """A line now and then, also while nothing happens."""
+        while not self._closed.wait(every_seconds):
+            print(self._tally.line(), file=self._stream, flush=True)
+
+    def _say_json(self, row: IndexRow) -> None:
+        event = {
+            "event": "video",
+            "video_id": row.video_id,
+            "status": row.status,
+            "error_kind": row.error_kind,
+            "tokens_after": row.tokens_after,
+            "finished": self._tally.finished,
+            "total": self._tally.total,
+        }
+        print(json.dumps(event), file=self._stream, flush=True)

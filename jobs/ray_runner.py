@@ -1,17 +1,9 @@
-"""A build on Ray: one actor per worker, whole videos inside it, only index rows come back.
+"""A build on Ray: one actor per worker, whole videos inside it, only events and rows come back."""
 
-When a worker dies, the videos it held are run again alone; a video is quarantined only when its
-worker dies while that video is alone in it.
-"""
-
-import dataclasses
-import logging
-import math
 import os
 import socket
-from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,50 +16,48 @@ from ray.exceptions import (
     RayTaskError,
 )
 
+from jobs.assignments import Assignments, Holding
+from jobs.events import Assembled, Committed, Event, Lost
 from jobs.failures import failed_row
 from jobs.plan import Task
+from jobs.ray_cluster import connect, gpus_per_worker, one_line, require_resources
 from jobs.worker import Worker
+from jobs.worker_actor import CONCURRENT_CALLS, WorkerActor
 from pipeline.keys import content_digest
 from pipeline.store.commit import commit_videos
-from schemas.config import BuildConfig, RunConfig
-from schemas.errors import ConfigError, TokenreelError, WorkerDiedError
-from schemas.index import IndexRow
+from schemas.config import BuildConfig
+from schemas.errors import WorkerDiedError
 from schemas.manifest import Manifest
-
-CONNECT_SECONDS = 10.0
 
 WORKER_DEATHS = (RayActorError, OutOfMemoryError, NodeDiedError, ObjectLostError)
 """How Ray says that a process is gone: crashed or killed, by its memory monitor, with its node."""
 
+PATIENCE_SECONDS = 30.0
+"""While nobody works, how often to ask whether a worker can still come."""
 
-class WorkerActor:
-    """The shell round a Worker inside its Ray process."""
+FAILED_STARTS_PER_WORKER = 3
+"""New workers that die before they are ready, in a row, until the build gives up."""
 
-    def __init__(self, worker_class: type[Worker]) -> None:
-        self._worker_class = worker_class
-        self._worker: Worker | None = None
-
-    def start(self, config: BuildConfig, root: str, fingerprint: str) -> Manifest:
-        """Load the encoder; errors travel back to the driver as they are."""
-        self._worker = self._worker_class(config, root, fingerprint=fingerprint)
-        return self._worker.manifest
-
-    def run_task(self, task: Task) -> list[IndexRow]:
-        """Process a whole task; the rows of all its commits."""
-        assert self._worker is not None, "start comes first"
-        return [row for rows in self._worker.run_task(task) for row in rows]
+CLOSING_SECONDS = 30.0
+"""What workers get at an early end to commit what they have encoded."""
 
 
-@dataclass(frozen=True, slots=True)
-class Assignment:
-    """A task on its worker; ``is_suspect`` marks a video run alone after its worker died."""
+@dataclass(slots=True, eq=False)
+class Member:
+    """One actor: ``start`` its answer to being started, ``events`` its stream once it works."""
 
-    task: Task
-    is_suspect: bool = False
+    actor: Any
+    start: Any
+    events: Any = None
+    holding: Holding = field(default_factory=Holding)
+
+    def begin(self) -> None:
+        """Let it work on what it is given."""
+        self.events = self.actor.run.options(num_returns="streaming").remote()
 
 
 class RayRunner:
-    """Runs tasks on Ray actors, one task per actor at a time."""
+    """Runs a build on Ray actors that are given videos as they finish others."""
 
     def __init__(
         self, config: BuildConfig, root: Path, *, worker_class: type[Worker] = Worker
@@ -75,128 +65,173 @@ class RayRunner:
         self._config = config
         self._root = root
         self._worker_class = worker_class
-        self._actors: list[Any] = []
-        self._starting: dict[Any, Any] = {}
+        self._crew: list[Member] = []
+        self._fingerprint = ""
+        self._failed_starts = 0
         self._owns_ray = not ray.is_initialized()
         if self._owns_ray:
-            _connect(config.run)
+            connect(config.run)
         try:
-            self._num_gpus = _gpus_per_worker(config)
-            _require_resources(config.run, self._num_gpus)
-            actors = [self._new_actor() for _ in range(config.run.workers)]
-            self.manifest: Manifest = self._start(actors[:1])[0]
-            self._start(actors[1:], self.manifest.fingerprint)
+            self._num_gpus = gpus_per_worker(config)
+            require_resources(config.run, self._num_gpus, workers=config.run.workers)
+            self.manifest: Manifest = self._first_start([self._hire()])
+            self._fingerprint = self.manifest.fingerprint
+            self._first_start([self._hire() for _ in range(config.run.workers - 1)])
         except BaseException:
             self.close()
             raise
-        self._idle = deque(actors)
 
-    def run(self, tasks: Sequence[Task]) -> Iterator[list[IndexRow]]:
-        """Yield the rows of each finished task, in order of completion.
+    def run(self, tasks: Sequence[Task]) -> Iterator[Event]:
+        """Yield what happens to the videos, until all are committed.
 
         Raises:
             WorkerDiedError: no worker is left and none can be started.
+            TokenreelError: what a worker raised: its cache cannot be written, its accelerator
+                failed for good.
         """
-        waiting = deque(Assignment(task) for task in tasks)
-        running: dict[Any, tuple[Any, Assignment]] = {}
-        while waiting or running:
-            while waiting and self._idle:
-                actor, assignment = self._idle.popleft(), waiting.popleft()
-                running[actor.run_task.remote(assignment.task)] = (actor, assignment)
-            for call in self._wait([*running, *self._starting], is_working=bool(running)):
-                if call in self._starting:
-                    self._finish_start(call)
-                    continue
-                actor, assignment = running.pop(call)
+        assignments = Assignments(
+            tasks,
+            num_workers=self._config.run.workers,
+            min_videos=self._config.decode.children + 1,
+            max_videos=self._config.store.max_videos_per_task,
+        )
+        for member in self._crew:
+            member.begin()
+        while not assignments.is_done:
+            self._deal(assignments)
+            for member in self._news():
                 try:
-                    rows = ray.get(call)
+                    event = self._hear(member)
                 except WORKER_DEATHS as death:
-                    self._replace(actor)
-                    if not assignment.is_suspect:
-                        alone = assignment.task.alone()
-                        waiting.extend(Assignment(task, is_suspect=True) for task in alone)
-                        continue
-                    rows = self._quarantine(assignment.task, death)
-                except RayTaskError as error:
-                    raise _cause(error) from error
-                else:
-                    self._idle.append(actor)
-                yield rows
-
-    def _wait(self, calls: Sequence[Any], *, is_working: bool) -> list[Any]:
-        """The calls that are done; raises instead of waiting for a worker that cannot come."""
-        if not calls:
-            raise WorkerDiedError(
-                "every worker died before its next video; look for a lack of memory on their "
-                "nodes. Everything finished so far is in the cache"
-            )
-        done, _ = ray.wait(list(calls), num_returns=1, timeout=None if is_working else 30.0)
-        if not done:
-            _require_resources(dataclasses.replace(self._config.run, workers=1), self._num_gpus)
-        return list(done)
+                    yield from self._bury(member, assignments, death)
+                    continue
+                if isinstance(event, Assembled):
+                    assignments.assembled(member.holding, event.video_ids)
+                elif isinstance(event, Committed):
+                    assignments.committed(member.holding, event.rows)
+                if event is not None:
+                    yield event
 
     def close(self) -> None:
-        """End the workers, and leave Ray if this runner joined it."""
-        for actor in self._actors:
-            ray.kill(actor)
+        """End the workers, which commit what they have encoded; leave Ray if we joined it."""
+        busy = [member for member in self._crew if not member.holding.is_empty]
+        calls = [member.actor.close.remote() for member in busy]
+        if calls:
+            ray.wait(calls, num_returns=len(calls), timeout=CLOSING_SECONDS)
+        for member in self._crew:
+            ray.kill(member.actor)
+        self._crew.clear()
         if self._owns_ray:
             ray.shutdown()
 
-    def _new_actor(self) -> Any:
+    def _hire(self) -> Member:
+        """Begin to start a worker."""
         actor_class = ray.remote(WorkerActor).options(
-            num_cpus=self._config.run.cpus_per_worker, num_gpus=self._num_gpus, max_restarts=0
+            num_cpus=self._config.run.cpus_per_worker,
+            num_gpus=self._num_gpus,
+            max_restarts=0,
+            max_concurrency=CONCURRENT_CALLS,
         )
-        self._actors.append(actor_class.remote(self._worker_class))
-        return self._actors[-1]
+        actor: Any = actor_class.remote(self._worker_class)
+        start = actor.start.remote(self._config, str(self._root), self._fingerprint)
+        self._crew.append(Member(actor, start))
+        return self._crew[-1]
 
-    def _start(self, actors: Sequence[Any], fingerprint: str = "") -> list[Manifest]:
-        calls = [a.start.remote(self._config, str(self._root), fingerprint) for a in actors]
+    def _first_start(self, members: Sequence[Member]) -> Manifest:
+        """Wait for workers without which the build cannot begin."""
         try:
-            return list(ray.get(calls))
-        except RayTaskError as error:
-            raise _cause(error) from error
+            manifests = [self._await_start(member) for member in members]
         except WORKER_DEATHS as error:
             raise WorkerDiedError(
-                f"a worker died before its first video: {_one_line(error)}. Look for a lack of "
+                f"a worker died before its first video: {one_line(error)}. Look for a lack of "
                 "memory on its node; everything finished so far is in the cache"
             ) from error
+        return manifests[0] if manifests else self.manifest
 
-    def _replace(self, dead: Any) -> None:
-        """Begin to start another worker; the others go on meanwhile."""
-        ray.kill(dead)
-        self._actors.remove(dead)
-        actor = self._new_actor()
-        call = actor.start.remote(self._config, str(self._root), self.manifest.fingerprint)
-        self._starting[call] = actor
-
-    def _finish_start(self, call: Any) -> None:
-        actor = self._starting.pop(call)
+    def _await_start(self, member: Member) -> Manifest:
         try:
-            ray.get(call)
-        except WORKER_DEATHS:
-            self._actors.remove(actor)
+            manifest: Manifest = ray.get(member.start)
         except RayTaskError as error:
             raise _cause(error) from error
-        else:
-            self._idle.append(actor)
+        self._failed_starts = 0
+        return manifest
 
-    def _quarantine(self, task: Task, death: Exception) -> list[IndexRow]:
+    def _deal(self, assignments: Assignments) -> None:
+        """Keep every worker busy; let those go that have done their share of videos."""
+        limit = self._config.run.recycle_videos
+        for member in list(self._crew):
+            if limit is not None and member.holding.num_taken >= limit:
+                if member.holding.is_empty:
+                    self._replace(member)
+            elif member.events is not None and (videos := assignments.deal(member.holding)):
+                member.actor.add.remote(videos)
+
+    def _news(self) -> list[Member]:
+        """Members that have something to say; raises instead of waiting for what cannot come."""
+        by_call = {member.events or member.start: member for member in self._crew}
+        is_working = any(not member.holding.is_empty for member in self._crew)
+        timeout = None if is_working else PATIENCE_SECONDS
+        ready, _ = ray.wait(list(by_call), num_returns=1, timeout=timeout, fetch_local=False)
+        if not ready:
+            require_resources(self._config.run, self._num_gpus, workers=1)
+        return [by_call[call] for call in ready]
+
+    def _hear(self, member: Member) -> Event | None:
+        """The member's next event; None when all it says is that it is ready."""
+        if member.events is None:
+            self._await_start(member)
+            member.begin()
+            return None
+        try:
+            event: Event = ray.get(next(member.events))
+        except RayTaskError as error:
+            raise _cause(error) from error
+        return event
+
+    def _replace(self, member: Member) -> None:
+        """End a worker and begin to start another; the others go on meanwhile."""
+        ray.kill(member.actor)
+        self._crew.remove(member)
+        self._hire()
+
+    def _bury(self, member: Member, assignments: Assignments, death: Exception) -> Iterator[Event]:
+        """Replace a dead worker; its videos are done again, but for one certain to be the cause.
+
+        Raises:
+            WorkerDiedError: new workers die as well, before their first video.
+        """
+        if member.events is None:
+            self._failed_starts += 1
+            if self._failed_starts >= FAILED_STARTS_PER_WORKER * self._config.run.workers:
+                raise WorkerDiedError(
+                    f"{self._failed_starts} workers in a row died while they started, the last "
+                    f"one: {one_line(death)}. Look for a lack of memory on their nodes; "
+                    "everything finished so far is in the cache"
+                ) from death
+        if member.holding.uncommitted:
+            yield Lost(tuple(member.holding.uncommitted))
+        self._replace(member)
+        condemned = assignments.lost(member.holding)
+        if condemned is not None:
+            yield self._quarantine(condemned, death)
+
+    def _quarantine(self, task: Task, death: Exception) -> Committed:
         """Record the one video of ``task`` as the cause of its worker's death."""
         error = WorkerDiedError(
-            f"its worker process died twice with this video, the second time with it alone: "
-            f"{_one_line(death)}"
+            "its worker process died twice with this video, the second time with it alone: "
+            f"{one_line(death)}"
         )
         ref = task.videos[0]
         row = failed_row(
             ref,
             error,
-            fingerprint=self.manifest.fingerprint,
+            fingerprint=self._fingerprint,
             attempts=task.attempts[0] + 2,
             writer=f"{socket.gethostname()}:{os.getpid()}",
             content_sha256=_digest_if_readable(ref.path),
             newer_than_ns=task.newer_than_ns[0],
         )
-        return commit_videos(self._root, [row])
+        return Committed(tuple(commit_videos(self._root, [row])), 0.0)
 
 
 def _digest_if_readable(path: str) -> str | None:
@@ -206,71 +241,7 @@ def _digest_if_readable(path: str) -> str | None:
         return None
 
 
-def _connect(run: RunConfig) -> None:
-    """Join the cluster at ``run.address`` or RAY_ADDRESS, or start one on this machine only."""
-    address = run.address or os.environ.get("RAY_ADDRESS")
-    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    if address is None:
-        wanted = math.ceil(run.workers * run.cpus_per_worker)
-        options |= {
-            "num_cpus": max(wanted, os.cpu_count() or 1),
-            "include_dashboard": False,
-            "runtime_env": {"env_vars": {"PYTHONPATH": _import_path()}},
-        }
-    try:
-        if address is not None:
-            _require_reachable(address)
-        ray.init(address=address or "local", **options)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise TokenreelError(
-            f"no Ray at address {address!r}: {_one_line(error)}. Start one with `ray start "
-            "--head`, or leave --address out to run on this machine"
-        ) from error
-
-
-def _cluster_resources() -> dict[str, float]:
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return resources
-
-
-def _gpus_per_worker(config: BuildConfig) -> float:
-    """What the settings say; without a word one GPU, or a share when workers outnumber them."""
-    if config.run.gpus_per_worker is not None:
-        return config.run.gpus_per_worker
-    num_gpus = _cluster_resources().get("GPU", 0.0)
-    return 0.0 if config.encoder.device == "cpu" else min(1.0, num_gpus / config.run.workers)
-
-
-def _require_resources(run: RunConfig, num_gpus: float) -> None:
-    """Raise ConfigError when the workers can never all run: Ray would wait without a word."""
-    have = _cluster_resources()
-    for name, each in (("CPU", run.cpus_per_worker), ("GPU", num_gpus)):
-        wanted, found = each * run.workers, have.get(name, 0.0)
-        if wanted > found + 1e-6:
-            raise ConfigError(
-                f"{run.workers} workers of {each:g} {name} each need {wanted:g}, the Ray cluster "
-                f"has {found:g}; lower --workers or run.{name.lower()}s_per_worker"
-            )
-
-
-def _require_reachable(address: str) -> None:
-    """Raise OSError unless something listens at host:port; Ray itself would try for minutes."""
-    host, separator, port = address.removeprefix("ray://").rpartition(":")
-    if separator and port.isdigit():
-        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
-
-
-def _import_path() -> str:
-    """PYTHONPATH with which workers on this machine find the packages the driver runs from."""
-    here = str(Path(__file__).resolve().parents[1])
-    return os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH", "")]))
-
-
 def _cause(error: RayTaskError) -> Exception:
     """The worker's own exception, without Ray's traceback text."""
     cause = getattr(error, "cause", None)
     return cause if isinstance(cause, Exception) else error
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]

@@ -1,7 +1,6 @@
 """How a finished build is told: to a person in lines, to a program as JSON."""
 
 import shlex
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,10 @@ def summary_lines(summary: BuildSummary, root: Path) -> list[str]:
     tally, plan = summary.tally, summary.plan
     lines = [
         f"  failed {row.video_id}: [{row.error_kind}] {row.error_message}"
-        for row in summary.failures[:MAX_LISTED]
+        for row in tally.first_failures[:MAX_LISTED]
     ]
-    if len(summary.failures) > MAX_LISTED:
-        lines.append(f"  ... and {len(summary.failures) - MAX_LISTED} more failures")
+    if tally.failed > MAX_LISTED:
+        lines.append(f"  ... and {tally.failed - MAX_LISTED} more failures")
     parts = [f"done {tally.done}/{tally.total} videos in {tally.seconds:.1f} s"]
     if tally.done:
         parts.append(
@@ -41,7 +40,7 @@ def summary_lines(summary: BuildSummary, root: Path) -> list[str]:
 def next_command(summary: BuildSummary, root: Path) -> str:
     """The command a user most likely wants now."""
     folder = shlex.quote(str(root))
-    if summary.failures or summary.plan.num_failed_before:
+    if summary.tally.failed or summary.plan.num_failed_before:
         return f"tokenreel status {folder} --failed"
     return f'tokenreel query {folder} "keep_ratio < 0.5"'
 
@@ -57,7 +56,7 @@ def summary_json(summary: BuildSummary, root: Path) -> dict[str, Any]:
         "done_before": summary.plan.num_done,
         "failed": tally.failed,
         "failed_before": summary.plan.num_failed_before,
-        "failed_by_kind": dict(Counter(row.error_kind for row in summary.failures)),
+        "failed_by_kind": dict(tally.failed_by_kind),
         "tokens_before": tally.tokens_before,
         "tokens_after": tally.tokens_after,
         "bytes": tally.num_bytes,

@@ -1,56 +1,41 @@
-"""A worker: one encoder with its decode children, turning tasks of videos into commits.
+"""A worker: one encoder, decode children ahead of it, fusion and commits behind it.
 
-The same class runs in process and inside a Ray actor.
+The same class runs in process and inside a Ray actor. The stages meet in one inbox:
+
+    read-ahead threads -> inbox -> encoder (whoever calls run) -> assembler -> committer
+                            ^------------------ events --------------'-----------'
 """
 
 import os
 import socket
+import threading
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
-from jobs.failures import created_now, failed_row
+from jobs.assembler import Assembler, EncodedPack
+from jobs.committer import Committer, Entry, entry_video_id
+from jobs.events import Assembled, Committed, Event
 from jobs.plan import Task
-from pipeline.assemble import assemble_pending
-from pipeline.decode import FrameReader, decoder_versions
+from jobs.read_ahead import Frames, ReadAhead, ReadVideo
+from pipeline.decode import decoder_versions
 from pipeline.encoders import VisualTokens, load_encoder
-from pipeline.keys import content_digest, feature_key
+from pipeline.encoders.transfer import page_locked
 from pipeline.preprocess import resize_frames, target_size
-from pipeline.store.commit import PendingVideo, commit_videos
 from pipeline.store.manifest import read_manifest
 from schemas.config import BuildConfig
 from schemas.errors import CacheMismatchError, ModelError
-from schemas.index import IndexRow
 from schemas.manifest import DecoderIdentity, Manifest
-from schemas.video import SampledFrames, VideoProbe, VideoRef
-
-Frames = npt.NDArray[np.uint8]
-
-
-@dataclass(frozen=True, slots=True)
-class ReadVideo:
-    """A video read, resized and hashed, waiting for the encoder; or the error that stopped it."""
-
-    ref: VideoRef
-    attempts: int
-    newer_than_ns: int
-    sampled: SampledFrames | None
-    content_sha256: str | None
-    decode_seconds: float
-    error: Exception | None = None
+from schemas.video import VideoProbe
 
 
 class Worker:
-    """Processes tasks one after the other; decoding runs ahead of encoding."""
+    """Processes the videos it is given; decoding, encoding, fusing and writing overlap."""
 
     def __init__(self, config: BuildConfig, root: str | Path, *, fingerprint: str = "") -> None:
         self._config = config
@@ -58,20 +43,27 @@ class Worker:
         self._encoder = load_encoder(config.encoder, config.preprocess)
         self._name = f"{socket.gethostname()}:{os.getpid()}"
         self.manifest = self._make_manifest()
-        self._is_root_checked = False
         if fingerprint and fingerprint != self.manifest.fingerprint:
             raise CacheMismatchError(
                 f"worker {self._name} would build fingerprint {self.manifest.fingerprint}, the "
                 f"first worker {fingerprint}: this node has other decoder versions or another "
                 "checkpoint; install the same on every node"
             )
-        self._readers = [
-            FrameReader(config.decode, config.sampling) for _ in range(config.decode.children)
-        ]
-        self._idle: SimpleQueue[FrameReader] = SimpleQueue()
-        for reader in self._readers:
-            self._idle.put(reader)
-        self._threads = ThreadPoolExecutor(len(self._readers), thread_name_prefix="read")
+        self._inbox: SimpleQueue[ReadVideo | Event | Exception | None] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._num_unassembled = 0
+        self._num_uncommitted = 0
+        self._takes_more = True
+        self._is_closed = False
+        self._read_ahead = ReadAhead(config, self._resize, self._take_video)
+        self._committer = Committer(self._root, config.store, self._inbox.put)
+        self._assembler = Assembler(
+            config.fusion,
+            self._encoder,
+            fingerprint=self.manifest.fingerprint,
+            writer=self._name,
+            deliver=self._take_entries,
+        )
 
     def _make_manifest(self) -> Manifest:
         encoder = self._encoder
@@ -92,81 +84,87 @@ class Worker:
             },
         )
 
-    def close(self) -> None:
-        """End the decode children at once, also in the middle of a video."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
-        for reader in self._readers:
-            reader.interrupt()
-        self._threads.shutdown()
-        for reader in self._readers:
-            reader.close()
+    def add(self, task: Task) -> None:
+        """Give this worker more videos; from any thread, also while it runs."""
+        with self._lock:
+            self._num_unassembled += len(task.videos)
+            self._num_uncommitted += len(task.videos)
+        self._read_ahead.add(task)
 
-    def run_task(self, task: Task) -> Iterator[list[IndexRow]]:
-        """Process a task; yields the rows of each commit as it is made.
+    def finish(self) -> None:
+        """Say that no more videos will come: ``run`` ends once all are committed."""
+        self._takes_more = False
+        self._inbox.put(None)
 
-        A video that cannot be processed becomes a failed row; nothing else of the task is lost.
+    def run(self) -> Iterator[Event]:
+        """Process what was added; yields what happens, until all is done after ``finish``.
+
+        A video that cannot be processed becomes a failed row; no other is touched by it.
 
         Raises:
             CacheError: the cache folder cannot be written, or is not the driver's.
             ModelError: the accelerator failed for good.
         """
-        self._check_root()
-        entries: list[PendingVideo | IndexRow] = []
-        last_commit = time.monotonic()
-        try:
-            for group in self._packs(self._read_ahead(task)):
-                entries += self._encode_group(group)
-                if self._is_time_to_commit(entries, last_commit):
-                    yield commit_videos(self._root, entries)
-                    entries, last_commit = [], time.monotonic()
-            if entries:
-                yield commit_videos(self._root, entries)
-        except (KeyboardInterrupt, ModelError):
-            commit_videos(self._root, entries)
-            raise
-
-    def _is_time_to_commit(
-        self, entries: Sequence[PendingVideo | IndexRow], last_commit: float
-    ) -> bool:
-        pending = [entry for entry in entries if isinstance(entry, PendingVideo)]
-        num_bytes = sum(entry.record.layout.num_bytes for entry in pending)
-        waited = time.monotonic() - last_commit
-        return num_bytes >= self._config.store.shard_bytes or (
-            bool(entries) and waited >= self._config.store.commit_seconds
-        )
-
-    def _check_root(self) -> None:
-        """Raise unless the cache begun by the driver is what this process sees at the root."""
-        if self._is_root_checked:
-            return
         read_manifest(self._root).require_same(self.manifest, where=str(self._root))
-        self._is_root_checked = True
+        while not self._is_closed and (self._takes_more or self._num_uncommitted):
+            pack, events = self._collect()
+            for event in events:
+                if isinstance(event, Committed):
+                    with self._lock:
+                        self._num_uncommitted -= len(event.rows)
+                yield event
+            if pack and not self._is_closed:
+                self._assembler.put(self._encode_pack(pack))
 
-    def _read_ahead(self, task: Task) -> Iterator[ReadVideo]:
-        """Videos in task order, while the decode children work on the next ones."""
-        waiting: deque[Future[ReadVideo]] = deque()
-        for video in zip(task.videos, task.attempts, task.newer_than_ns, strict=True):
-            waiting.append(self._threads.submit(self._read, *video))
-            if len(waiting) > len(self._readers):
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+    def close(self) -> None:
+        """End the decode children at once, commit what is encoded, and end ``run``."""
+        self._read_ahead.close()
+        self._assembler.close()
+        self._committer.close()
+        self._is_closed = True
+        self._inbox.put(None)
 
-    def _read(self, ref: VideoRef, tried: int, newer_than_ns: int) -> ReadVideo:
-        video = ReadVideo(ref, tried + 1, newer_than_ns, None, None, 0.0)
-        started = time.perf_counter()
-        reader = self._idle.get()
-        digest = None
-        try:
-            if Path(ref.path).is_file():
-                digest = content_digest(ref.path)
-            sampled = reader.read(ref.path, resize=self._resize)
-        except Exception as error:  # whatever is wrong with one video becomes its failed row
-            return replace(video, content_sha256=digest, error=error)
-        finally:
-            self._idle.put(reader)
-        seconds = time.perf_counter() - started
-        return replace(video, sampled=sampled, content_sha256=digest, decode_seconds=seconds)
+    def _collect(self) -> tuple[list[ReadVideo], list[Event]]:
+        """Wait for news; what was read meanwhile, up to one encoder call, and what happened.
+
+        While the encoder is the slower side videos wait and calls are full; while it is the
+        faster one it never waits for company.
+        """
+        pack: list[ReadVideo] = []
+        events: list[Event] = []
+        num_patches = 0
+        message = self._inbox.get()
+        while True:
+            if isinstance(message, Exception):
+                raise message
+            if isinstance(message, ReadVideo):
+                self._read_ahead.taken(message)
+                pack.append(message)
+                num_patches += self._num_patches(message)
+            elif message is not None:
+                events.append(message)
+            if num_patches >= self._config.encoder.max_patches_per_call:
+                return pack, events
+            try:
+                message = self._inbox.get_nowait()
+            except Empty:
+                return pack, events
+
+    def _take_video(self, video: ReadVideo) -> None:
+        if video.sampled is not None:
+            frames = page_locked(video.sampled.frames, self._encoder.device)
+            video = replace(video, sampled=replace(video.sampled, frames=frames))
+        self._inbox.put(video)
+
+    def _take_entries(self, entries: Sequence[Entry] | Exception) -> None:
+        if isinstance(entries, Exception):
+            self._inbox.put(entries)
+            return
+        with self._lock:
+            self._num_unassembled -= len(entries)
+            is_last = self._num_unassembled == 0
+        self._inbox.put(Assembled(tuple(map(entry_video_id, entries))))
+        self._committer.put(entries, is_last=is_last)
 
     def _resize(self, frames: Frames, probe: VideoProbe, num_frames: int) -> Frames:
         size = target_size(
@@ -178,20 +176,6 @@ class Worker:
         )
         return resize_frames(frames, size)
 
-    def _packs(self, videos: Iterator[ReadVideo]) -> Iterator[list[ReadVideo]]:
-        """Group videos so that the short ones share encoder calls, none waiting too long."""
-        group: list[ReadVideo] = []
-        patches, started = 0, time.monotonic()
-        for video in videos:
-            group.append(video)
-            patches += self._num_patches(video)
-            is_late = time.monotonic() - started >= self._config.store.commit_seconds
-            if is_late or patches >= self._config.encoder.max_patches_per_call:
-                yield group
-                group, patches, started = [], 0, time.monotonic()
-        if group:
-            yield group
-
     def _num_patches(self, video: ReadVideo) -> int:
         if video.sampled is None:
             return 0
@@ -199,67 +183,31 @@ class Worker:
         grid = self._encoder.patches.token_grid(*frames.shape[:3])
         return grid.num_tokens * self._encoder.patches.patches_per_token
 
-    def _encode_group(self, group: Sequence[ReadVideo]) -> list[PendingVideo | IndexRow]:
-        readable = [video for video in group if video.sampled is not None]
+    def _encode_pack(self, videos: Sequence[ReadVideo]) -> EncodedPack:
         started = time.perf_counter()
+        results = self._encode_apart(videos)
+        num_encoded = sum(tokens is not None for _, tokens in results)
+        seconds = (time.perf_counter() - started) / max(1, num_encoded)
+        return EncodedPack(results, seconds, self._assembler.mark())
+
+    def _encode_apart(
+        self, videos: Sequence[ReadVideo]
+    ) -> list[tuple[ReadVideo, VisualTokens | None]]:
+        """One encoder call for all; when it fails one for each, so that none fails another."""
+        readable = [video for video in videos if video.sampled is not None]
         failure: Exception | None = None
         try:
-            tokens = self._encode(readable)
+            tokens = dict(zip(map(id, readable), self._encode(readable), strict=True))
         except torch.AcceleratorError as error:
             raise ModelError(f"the accelerator failed and takes no more work: {error}") from error
-        except Exception as error:  # one video of a pack must not fail its neighbours
+        except Exception as error:  # whatever is wrong with one video becomes its failed row
             failure = error.with_traceback(None)  # a traceback holds the failed call's tensors
-        if failure is not None:
-            if len(readable) > 1:
-                return [entry for video in group for entry in self._encode_group([video])]
-            return [self._failed(video, video.error or failure) for video in group]
-        share = (time.perf_counter() - started) / max(1, len(readable))
-        encoded = dict(zip(map(id, readable), tokens, strict=True))
-        return [self._finish(video, encoded.get(id(video)), share) for video in group]
+        if failure is None:
+            return [(video, tokens.get(id(video))) for video in videos]
+        if len(readable) > 1:
+            return [result for video in videos for result in self._encode_apart([video])]
+        return [(replace(video, error=video.error or failure), None) for video in videos]
 
     def _encode(self, videos: Sequence[ReadVideo]) -> list[VisualTokens]:
         frames = [torch.from_numpy(video.sampled.frames) for video in videos if video.sampled]
         return self._encoder.encode(frames) if frames else []
-
-    def _finish(
-        self, video: ReadVideo, tokens: VisualTokens | None, encode_seconds: float
-    ) -> PendingVideo | IndexRow:
-        if tokens is None or video.sampled is None or video.content_sha256 is None:
-            return self._failed(video, video.error or RuntimeError("no tokens were made"))
-        ref, fingerprint = video.ref, self.manifest.fingerprint
-        try:
-            return assemble_pending(
-                tokens,
-                video.sampled,
-                key=feature_key(video.content_sha256, fingerprint, video.sampled),
-                fusion=self._config.fusion,
-                patches=self._encoder.patches,
-                tokenizer=self._encoder.tokenizer,
-                fields={
-                    "video_id": ref.video_id,
-                    "path": ref.printable_path,
-                    "fingerprint": fingerprint,
-                    "size_bytes": ref.size_bytes,
-                    "modified_ns": ref.modified_ns,
-                    "created_ns": created_now(video.newer_than_ns),
-                    "writer": self._name,
-                    "attempts": video.attempts,
-                    "content_sha256": video.content_sha256,
-                    "decode_seconds": video.decode_seconds,
-                    "encode_seconds": encode_seconds,
-                    "extra": ref.extra,
-                },
-            )
-        except Exception as error:  # whatever is wrong with one video becomes its failed row
-            return self._failed(video, error)
-
-    def _failed(self, video: ReadVideo, error: Exception) -> IndexRow:
-        return failed_row(
-            video.ref,
-            error,
-            fingerprint=self.manifest.fingerprint,
-            attempts=video.attempts,
-            writer=self._name,
-            content_sha256=video.content_sha256,
-            newer_than_ns=video.newer_than_ns,
-        )

@@ -77,7 +77,9 @@ class DecodeConfig:
     """How videos are decoded, and when to give up.
 
     A decode may take ``deadline_seconds + deadline_per_second * duration_seconds``.
-    ``max_frame_pixels`` limits width x height before anything is decoded.
+    ``max_frame_pixels`` limits width x height before anything is decoded. ``children`` processes
+    decode at once; none begins another video while ``read_ahead_bytes`` of resized frames wait
+    for the encoder.
     """
 
     decoder: str = "auto"
@@ -86,6 +88,7 @@ class DecodeConfig:
     deadline_per_second: float = 2.0
     threads: int = 1
     children: int = 1
+    read_ahead_bytes: int = 256 * 2**20
 
     def __post_init__(self) -> None:
         _make_floats(self, "deadline_seconds", "deadline_per_second")
@@ -101,6 +104,8 @@ class DecodeConfig:
         _require(0 <= more <= 1e4, "decode.deadline_per_second", more, "a number in [0, 1e4]")
         _require(1 <= self.threads <= 64, "decode.threads", self.threads, "1 to 64")
         _require(1 <= self.children <= 64, "decode.children", self.children, "1 to 64")
+        ahead = self.read_ahead_bytes
+        _require(ahead >= 1, "decode.read_ahead_bytes", ahead, "at least 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,8 +166,9 @@ class FusionConfig:
 class StoreConfig:
     """How the cache is written.
 
-    What is encoded is committed once it holds ``shard_bytes``, ``commit_seconds`` after the last
-    commit, and at the end of a task.
+    What is encoded is committed once it holds ``shard_bytes``, at the latest ``commit_seconds``
+    after its first video was done, and when nothing else is left to do. A worker is given at most
+    ``max_videos_per_task`` videos at a time.
     """
 
     shard_bytes: int = 256 * 2**20
@@ -187,8 +193,10 @@ class RunConfig:
     """Where a build runs and when it gives up.
 
     ``gpus_per_worker`` None is one where the Ray cluster has any, unless ``encoder.device`` is
-    the CPU. ``max_failures``: an int is a count, a float in (0, 1) a fraction of the videos tried
-    so far that counts after the first 100; None never stops.
+    the CPU. ``recycle_videos``: a Ray worker is replaced after so many videos, for encoders that
+    leak memory; None keeps it (decode children are always replaced after 500). ``max_failures``:
+    an int is a count, a float in (0, 1) a fraction of the videos tried so far that counts after
+    the first 100; None never stops.
     """
 
     runner: str = "local"
@@ -196,6 +204,7 @@ class RunConfig:
     workers: int = 1
     cpus_per_worker: float = 1.0
     gpus_per_worker: float | None = None
+    recycle_videos: int | None = None
     max_failures: float | int | None = None
 
     def __post_init__(self) -> None:
@@ -206,6 +215,8 @@ class RunConfig:
         _require(0 <= cpus <= 1e4, "run.cpus_per_worker", cpus, "a number in [0, 1e4]")
         gpus = self.gpus_per_worker
         _require(gpus is None or 0 <= gpus <= 1e4, "run.gpus_per_worker", gpus, "in [0, 1e4]")
+        recycle = self.recycle_videos
+        _require(recycle is None or recycle >= 1, "run.recycle_videos", recycle, "at least 1")
         if self.runner == "local":
             _require(self.workers == 1, "run.workers", self.workers, "1, or runner 'ray'")
             _require(self.address is None, "run.address", self.address, "runner 'ray' with it")

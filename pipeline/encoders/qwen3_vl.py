@@ -124,7 +124,7 @@ class Qwen3VLEncoder:
         pixels, grid_thw = [], []
         for span in call:
             frames = videos[span.video][span.first * temporal : span.last * temporal]
-            rows = patchify(frames, self.patches).to(self.device)
+            rows = patchify(frames.to(self.device, non_blocking=True), self.patches)
             pixels.append(normalize(rows, self.preprocess))
             sides = (side // self.patches.patch_size for side in frames.shape[1:3])
             grid_thw.append([span.last - span.first, *sides])

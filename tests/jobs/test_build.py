@@ -1,4 +1,3 @@
-import dataclasses
 import json
 import os
 import shutil
@@ -162,9 +161,7 @@ def test_a_budget_asked_of_a_method_without_one_is_refused_before_any_video(
 
 def test_a_failure_budget_stops_the_build_and_keeps_what_is_done(corpus, tmp_path, config):
     strict = config.override("run", max_failures=0)
-    strict = dataclasses.replace(
-        strict, store=dataclasses.replace(strict.store, max_videos_per_task=1)
-    )
+    strict = strict.override("store", shard_bytes=1)
     summary = run(corpus, tmp_path / "cache", strict)
     assert summary.exit_code == 4
     assert "the budget is 0" in summary.stopped_by
@@ -217,7 +214,7 @@ def test_a_build_that_is_killed_resumes_and_gives_the_bytes_of_an_undisturbed_on
     corpus, tmp_path, config
 ):
     run(corpus, tmp_path / "whole", config)
-    (tmp_path / "build.toml").write_text("[store]\nmax_videos_per_task = 1\n")
+    (tmp_path / "build.toml").write_text("[store]\nshard_bytes = 1\n")
     command = [
         *(sys.executable, "-m", "jobs", "build", str(corpus), "--out", str(tmp_path / "killed")),
         *("--model", config.encoder.model, "--device", "cpu", "--json"),
@@ -247,7 +244,7 @@ def test_a_good_video_replaced_by_a_broken_file_is_a_failure_and_back_again_is_c
 
 
 def test_a_video_whose_shard_is_lost_or_cut_short_is_made_again(corpus, tmp_path, config):
-    one_each = config.override("store", max_videos_per_task=1)
+    one_each = config.override("store", shard_bytes=1)
     run(corpus, tmp_path / "cache", one_each)
     before = digests(tmp_path / "cache")
     lost, cut, _ = sorted((tmp_path / "cache" / "shards").iterdir())
@@ -309,9 +306,8 @@ def test_a_worker_of_another_fingerprint_than_the_first_is_refused(tmp_path, con
 
 def test_a_worker_refuses_a_root_that_is_not_the_drivers_cache(corpus, tmp_path, config):
     worker = Worker(config, tmp_path)
-    task = plan_build([str(corpus)], tmp_path, config).tasks(9)[0]
     with pytest.raises(CacheNotFoundError):
-        next(worker.run_task(task))
+        next(worker.run())
     worker.close()
 
 
@@ -340,7 +336,8 @@ def test_an_interrupted_task_commits_what_is_encoded(corpus, tmp_path, config):
     worker = InterruptedWorker(config, tmp_path / "cache")
     create_or_check(tmp_path / "cache", worker.manifest)
     [task] = plan_build([str(corpus / "a.mp4"), str(corpus / "b.mp4")], tmp_path, config).tasks(9)
+    worker.add(task)
     with pytest.raises(KeyboardInterrupt):
-        list(worker.run_task(task))
+        list(worker.run())
     worker.close()
     assert len(open_cache(tmp_path / "cache")) == 1

@@ -1,0 +1,105 @@
+"""Reading ahead of the encoder: threads with a decode child each, bounded by what waits."""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from queue import SimpleQueue
+
+import numpy as np
+import numpy.typing as npt
+
+from jobs.plan import Task
+from jobs.room import Room
+from pipeline.decode import FrameReader
+from pipeline.keys import content_digest
+from schemas.config import BuildConfig
+from schemas.video import SampledFrames, VideoProbe, VideoRef
+
+Frames = npt.NDArray[np.uint8]
+Resize = Callable[[Frames, VideoProbe, int], Frames]
+Deliver = Callable[["ReadVideo"], None]
+
+
+@dataclass(frozen=True, slots=True)
+class ReadVideo:
+    """A video read, resized and hashed, waiting for the encoder; or the error that stopped it."""
+
+    ref: VideoRef
+    attempts: int
+    newer_than_ns: int
+    sampled: SampledFrames | None
+    content_sha256: str | None
+    decode_seconds: float
+    error: Exception | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        return self.sampled.frames.nbytes if self.sampled else 0
+
+
+class ReadAhead:
+    """Reads videos in the order given and delivers each as soon as it is done.
+
+    Args:
+        config: ``decode.children`` videos are read at once, and no further one is begun while
+            ``decode.read_ahead_bytes`` of frames wait.
+        resize: as in ``FrameReader.read``.
+        deliver: called from the reading threads, which must not be held up.
+    """
+
+    def __init__(self, config: BuildConfig, resize: Resize, deliver: Deliver) -> None:
+        self._resize = resize
+        self._deliver = deliver
+        self._room = Room(config.decode.read_ahead_bytes)
+        self._todo: SimpleQueue[tuple[VideoRef, int, int] | None] = SimpleQueue()
+        self._readers = [
+            FrameReader(config.decode, config.sampling) for _ in range(config.decode.children)
+        ]
+        self._threads = [
+            threading.Thread(target=self._serve, args=(reader,), name="read", daemon=True)
+            for reader in self._readers
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def add(self, task: Task) -> None:
+        """Queue the videos of a task."""
+        for video in zip(task.videos, task.attempts, task.newer_than_ns, strict=True):
+            self._todo.put(video)
+
+    def taken(self, video: ReadVideo) -> None:
+        """Say that a delivered video waits no more."""
+        self._room.leave(video.num_bytes)
+
+    def close(self) -> None:
+        """End the decode children at once, also in the middle of a video."""
+        self._room.close()
+        for reader in self._readers:
+            self._todo.put(None)
+            reader.interrupt()
+        for thread in self._threads:
+            thread.join()
+
+    def _serve(self, reader: FrameReader) -> None:
+        with reader:
+            while (video := self._todo.get()) is not None and self._room.wait():
+                read = self._read(reader, *video)
+                self._room.enter(read.num_bytes)
+                self._deliver(read)
+
+    def _read(
+        self, reader: FrameReader, ref: VideoRef, tried: int, newer_than_ns: int
+    ) -> ReadVideo:
+        video = ReadVideo(ref, tried + 1, newer_than_ns, None, None, 0.0)
+        started = time.perf_counter()
+        digest = None
+        try:
+            if Path(ref.path).is_file():
+                digest = content_digest(ref.path)
+            sampled = reader.read(ref.path, resize=self._resize)
+        except Exception as error:  # whatever is wrong with one video becomes its failed row
+            return replace(video, content_sha256=digest, error=error)
+        seconds = time.perf_counter() - started
+        return replace(video, sampled=sampled, content_sha256=digest, decode_seconds=seconds)
