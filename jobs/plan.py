@@ -1,11 +1,19 @@
 """What a build would do: which videos are new, which are done, and how they form tasks."""
 
 import math
-from collections.abc import Mapping, Sequence
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from itertools import compress
 
+import click
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.keys import content_digest
 from schemas.video import VideoRef
@@ -27,6 +35,14 @@ DONE_COLUMNS = (
     "num_bytes",
     "created_ns",
 )
+"""All of the index that ``make_plan`` needs."""
+
+LINE_EVERY_SECONDS = 10.0
+"""How often something is said while contents are read."""
+
+_NUM_HASHERS = 8
+
+Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +84,8 @@ class BuildPlan:
 
     def tasks(self, max_videos: int, *, workers: int = 1) -> list[Task]:
         """Tasks of at most ``max_videos``, the largest videos first, enough to busy all workers."""
-        ordered = sorted(self.todo, key=lambda ref: (-ref.size_bytes, ref.video_id))
+        by_id = sorted(self.todo, key=lambda ref: ref.video_id)
+        ordered = sorted(by_id, key=lambda ref: ref.size_bytes, reverse=True)
         even_share = math.ceil(len(ordered) / (workers * TASKS_PER_WORKER))
         size = max_videos if workers == 1 else max(1, min(max_videos, even_share))
         groups = [ordered[i : i + size] for i in range(0, len(ordered), size)]
@@ -90,6 +107,7 @@ def make_plan(
     shard_sizes: Mapping[str, int] | None = None,
     retry_failed: bool = False,
     limit: int | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> BuildPlan:
     """Compare a corpus with a cache's index.
 
@@ -99,59 +117,139 @@ def make_plan(
 
     Args:
         videos: the corpus.
-        index: one row per video, or None for a cache that does not exist yet.
+        index: one row per video with ``DONE_COLUMNS``, or None for a cache that does not exist yet.
         fingerprint: of the cache's manifest; rows of another one do not count.
         shard_sizes: bytes of each shard that is there; a committed video whose shard is gone or
             too short is to be made again. None takes all shards for present.
         retry_failed: try failed videos again.
         limit: plan at most this many videos.
+        say: is told now and then how far the reading of contents has come; None tells stderr.
     """
-    known = _known(index)
-    todo: list[VideoRef] = []
-    attempts: dict[str, int] = {}
-    newer_than_ns: dict[str, int] = {}
-    num_done = num_failed = 0
-    for ref in videos:
-        row = known.get(ref.video_id)
-        if row is None or row["fingerprint"] != fingerprint:
-            todo.append(ref)
-            continue
-        is_unchanged = _unchanged(ref, row)
-        if is_unchanged and row["status"] == "ok" and _is_stored(row, shard_sizes):
-            num_done += 1
-        elif is_unchanged and row["status"] != "ok" and not retry_failed:
-            num_failed += 1
-        else:
-            attempts[ref.video_id] = row["attempts"]
-            newer_than_ns[ref.video_id] = row["created_ns"]
-            todo.append(ref)
+    if index is None or not index.num_rows:
+        return BuildPlan(len(videos), 0, 0, tuple(videos[:limit]), {}, {})
+    place = _places(videos, index)
+    is_known = (place >= 0) & _holds(pc.equal(index["fingerprint"], fingerprint))[place]
+    is_ok = _holds(pc.equal(index["status"], "ok"))[place]
+    is_settled = is_known & np.where(is_ok, _is_stored(index, shard_sizes)[place], not retry_failed)
+    is_left_out = is_settled.copy()
+    is_left_out[is_settled] = _are_unchanged(
+        _chosen(videos, is_settled),
+        index,
+        place[is_settled],
+        say=say or partial(click.echo, err=True),
+    )
+    is_again = is_known & ~is_left_out
+    ids = [ref.video_id for ref in _chosen(videos, is_again)]
+    rows = index.select(["attempts", "created_ns"]).take(pa.array(place[is_again]))
     return BuildPlan(
-        len(videos), num_done, num_failed, tuple(todo[:limit]), attempts, newer_than_ns
+        num_videos=len(videos),
+        num_done=int(np.count_nonzero(is_left_out & is_ok)),
+        num_failed_before=int(np.count_nonzero(is_left_out & ~is_ok)),
+        todo=tuple(_chosen(videos, ~is_left_out)[:limit]),
+        attempts=dict(zip(ids, rows["attempts"].to_pylist(), strict=True)),
+        newer_than_ns=dict(zip(ids, rows["created_ns"].to_pylist(), strict=True)),
     )
 
 
-def _known(index: pa.Table | None) -> dict[str, dict[str, Any]]:
-    if index is None:
-        return {}
-    columns = index.select(DONE_COLUMNS).to_pydict()
-    rows = zip(*(columns[name] for name in DONE_COLUMNS), strict=True)
-    return {row[0]: dict(zip(DONE_COLUMNS, row, strict=True)) for row in rows}
+def _are_unchanged(
+    videos: Sequence[VideoRef],
+    index: pa.Table,
+    place: npt.NDArray[np.int64],
+    *,
+    say: Callable[[str], None],
+) -> Bools:
+    """Whether each video is what row ``place`` of the index was made from, ``(n,)``."""
+    sizes = np.fromiter((ref.size_bytes for ref in videos), np.int64, len(videos))
+    times = np.fromiter((ref.modified_ns for ref in videos), np.int64, len(videos))
+    is_same_size = sizes == index["size_bytes"].to_numpy()[place]
+    is_same: Bools = is_same_size & (times == index["modified_ns"].to_numpy()[place])
+    paths = pa.array([ref.printable_path for ref in _chosen(videos, is_same)], pa.string())
+    is_same[is_same] = _holds(pc.equal(index["path"].take(pa.array(place[is_same])), paths))
+    contents = index["content_sha256"]
+    is_doubtful = is_same_size & ~is_same & np.asarray(contents.is_valid())[place]
+    is_same[is_doubtful] = have_contents(
+        _chosen(videos, is_doubtful),
+        contents.take(pa.array(place[is_doubtful])).to_pylist(),
+        say=say,
+    )
+    return is_same
 
 
-def _is_stored(row: dict[str, Any], shard_sizes: Mapping[str, int] | None) -> bool:
-    if shard_sizes is None:
-        return True
-    return bool(shard_sizes.get(row["shard"], 0) >= row["offset"] + row["num_bytes"])
+def have_contents(
+    videos: Sequence[VideoRef],
+    digests: Sequence[str],
+    *,
+    say: Callable[[str], None],
+    every_seconds: float = LINE_EVERY_SECONDS,
+) -> list[bool]:
+    """Read files, several at a time, and compare each with its sha256.
+
+    A file that cannot be read does not have the content asked for.
+    """
+    total_bytes = sum(ref.size_bytes for ref in videos)
+    same: list[bool] = []
+    done_bytes, last_line = 0, time.monotonic()
+    for ref, digest, found in zip(videos, digests, _contents(videos), strict=True):
+        same.append(found == digest)
+        done_bytes += ref.size_bytes
+        if time.monotonic() - last_line >= every_seconds:
+            last_line = time.monotonic()
+            say(
+                f"read {len(same)} of {len(videos)} videos whose path or time changed, "
+                f"{done_bytes / 1e9:.1f} of {total_bytes / 1e9:.1f} GB"
+            )
+    return same
 
 
-def _unchanged(ref: VideoRef, row: dict[str, Any]) -> bool:
-    if ref.size_bytes != row["size_bytes"]:
-        return False
-    if ref.modified_ns == row["modified_ns"] and ref.printable_path == row["path"]:
-        return True
-    if row["content_sha256"] is None:
-        return False
+def _contents(videos: Sequence[VideoRef]) -> Iterator[str | None]:
+    """The digest of each file, in order, a few files ahead."""
+    pool = ThreadPoolExecutor(_NUM_HASHERS, thread_name_prefix="hash")
+    waiting: deque[Future[str | None]] = deque()
     try:
-        return bool(content_digest(ref.path) == row["content_sha256"])
+        for ref in videos:
+            waiting.append(pool.submit(_content, ref.path))
+            if len(waiting) > 2 * _NUM_HASHERS:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _content(path: str) -> str | None:
+    try:
+        return content_digest(path)
     except OSError:
-        return False
+        return None
+
+
+def _places(videos: Sequence[VideoRef], index: pa.Table) -> npt.NDArray[np.int64]:
+    """The index row of each video, ``(n,)``; -1 where there is none."""
+    # An id that is not valid Unicode is in no index, and Arrow would refuse it as text.
+    ids = [ref.video_id.encode("utf-8", "surrogatepass") for ref in videos]
+    known = index["video_id"].cast(pa.binary())
+    found = pc.index_in(pa.array(ids, pa.binary()), value_set=known)
+    return np.asarray(pc.fill_null(found, -1), np.int64)
+
+
+def _is_stored(index: pa.Table, shard_sizes: Mapping[str, int] | None) -> Bools:
+    """Whether each row's bytes are there, ``(rows,)``; a row without a place has none."""
+    if shard_sizes is None:
+        return np.ones(index.num_rows, np.bool_)
+    names = pc.unique(index["shard"])
+    lengths = pa.array([shard_sizes.get(name, 0) for name in names.to_pylist()], pa.int64())
+    length = lengths.take(pc.index_in(index["shard"], value_set=names).combine_chunks())
+    offset, num_bytes = index["offset"].combine_chunks(), index["num_bytes"].combine_chunks()
+    # The end, offset + num_bytes, may be beyond 64 bits in a row that was tampered with.
+    is_place = pc.and_(pc.greater_equal(offset, 0), pc.greater_equal(num_bytes, 0))
+    return _holds(pc.and_(is_place, pc.less_equal(num_bytes, pc.subtract(length, offset))))
+
+
+def _chosen(videos: Sequence[VideoRef], is_chosen: Bools) -> list[VideoRef]:
+    return list(compress(videos, is_chosen.tolist()))
+
+
+def _holds(condition: pa.Array | pa.ChunkedArray) -> Bools:
+    """True where the condition is, False where it is not or is unknown."""
+    holds: Bools = np.asarray(pc.fill_null(condition, False), np.bool_)
+    return holds

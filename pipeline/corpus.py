@@ -10,7 +10,7 @@ import re
 import stat
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path, PurePath
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from pipeline.corpus_manifest import MANIFEST_SUFFIXES, read_manifest
@@ -24,6 +24,8 @@ VIDEO_SUFFIXES = frozenset(
 )
 """What counts as a video in a folder, in any case; a file named by itself may have any suffix."""
 
+_SUFFIXES = tuple(VIDEO_SUFFIXES)
+_NO_EXTRA: Mapping[str, Scalar] = {}  # one for all videos of a folder
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 _MAGIC = re.compile(r"[*?\[]")
 _UNPRINTABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})
@@ -64,7 +66,7 @@ def find_videos(sources: Sequence[str]) -> list[VideoRef]:
 
 def _list_source(source: str) -> tuple[bool, list[VideoRef]]:
     """Whether the source is a manifest, and its videos; there is at least one."""
-    path = _local_path(source, "corpus source")
+    path = Path(_local_path(source, "corpus source"))
     is_manifest = path.suffix.lower() in MANIFEST_SUFFIXES and path.is_file()
     if is_manifest:
         refs = _list_manifest(path)
@@ -86,10 +88,11 @@ def _list_source(source: str) -> tuple[bool, list[VideoRef]]:
 
 
 def _list_manifest(manifest: Path) -> list[VideoRef]:
+    folder = str(manifest.parent)
     refs = []
     for row in read_manifest(manifest):
-        path = _local_path(row.uri, row.where, folder=manifest.parent)
-        refs.append(_stat_ref(row.video_id, str(path), extra=row.extra))
+        path = _local_path(row.uri, row.where, folder=folder)
+        refs.append(_stat_ref(row.video_id, path, extra=row.extra))
     return refs
 
 
@@ -136,21 +139,21 @@ def _stat_ref(
     video_id: str,
     path: str,
     *,
-    extra: Mapping[str, Scalar] | None = None,
+    extra: Mapping[str, Scalar] = _NO_EXTRA,
     read_stat: Callable[[], os.stat_result] | None = None,
 ) -> VideoRef:
     """A reference with the file's size; size and time are -1 without a regular file."""
     try:
-        status = read_stat() if read_stat else Path(path).stat()
+        status = read_stat() if read_stat else os.stat(path)  # noqa: PTH116 - for speed
     except OSError:
         status = None
     if status is None or not stat.S_ISREG(status.st_mode):
-        return VideoRef(video_id, path, -1, -1, extra or {})
-    return VideoRef(video_id, path, status.st_size, status.st_mtime_ns, extra or {})
+        return VideoRef(video_id, path, -1, -1, extra)
+    return VideoRef(video_id, path, status.st_size, status.st_mtime_ns, extra)
 
 
 def _has_video_suffix(name: str) -> bool:
-    return PurePath(name).suffix.lower() in VIDEO_SUFFIXES
+    return name.lower().endswith(_SUFFIXES)
 
 
 def _add(chosen: dict[str, VideoRef], ref: VideoRef) -> None:
@@ -208,7 +211,7 @@ def _check_extra_columns(refs: Iterable[VideoRef]) -> None:
                 )
 
 
-def _local_path(uri: str, where: str, *, folder: Path | None = None) -> Path:
+def _local_path(uri: str, where: str, *, folder: str = "") -> str:
     """The absolute path that ``uri`` names, from ``folder``; symbolic links stay as they are."""
     scheme = _SCHEME.match(uri)
     if scheme and scheme[1].lower() != "file":
@@ -225,7 +228,7 @@ def _local_path(uri: str, where: str, *, folder: Path | None = None) -> Path:
     if not path or "\0" in path:
         raise CorpusError(f"{where}: {uri!r} is not a path")
     # Path.resolve() would follow symbolic links and change the names.
-    return Path(os.path.abspath((folder or Path()) / path))  # noqa: PTH100
+    return os.path.abspath(os.path.join(folder, path))  # noqa: PTH100, PTH118
 
 
 def _not_found(source: str, path: Path) -> str:

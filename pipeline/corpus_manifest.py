@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,8 @@ class ManifestRow:
     extra: dict[str, Scalar] = field(default_factory=dict)
 
 
-def read_manifest(path: Path) -> list[ManifestRow]:
-    """All rows of a manifest, in order.
+def read_manifest(path: Path) -> Iterator[ManifestRow]:
+    """The rows of a manifest, in order; only a CSV is held in memory as a whole.
 
     Values of a CSV become int, float or bool where the whole column is written so, and None where
     they are empty; "007" and numbers too long for their type stay text.
@@ -44,19 +45,17 @@ def read_manifest(path: Path) -> list[ManifestRow]:
         CorpusError: a file, line, column or value that cannot be read, with its place.
     """
     read = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
-    rows = []
     uri_names: dict[tuple[str, ...], str] = {}
     try:
         for where, values in read[path.suffix.lower()](path):
             names = tuple(values)
             if names not in uri_names:
                 uri_names[names] = _uri_column(where, names)
-            rows.append(_row(where, values, uri_names[names]))
+            yield _row(where, values, uri_names[names])
     except OSError as error:
         raise CorpusError(
             f"cannot read corpus manifest {path}: {error.strerror or error}"
         ) from error
-    return rows
 
 
 def _row(where: str, values: dict[str, Any], uri_name: str) -> ManifestRow:
@@ -66,7 +65,7 @@ def _row(where: str, values: dict[str, Any], uri_name: str) -> ManifestRow:
                 f"{where}: {name} is {values[name]!r}, expected text that is not empty"
             )
     extra = {
-        name: _scalar(f"{where}: column {name!r}", value)
+        name: _scalar(where, name, value)
         for name, value in values.items()
         if name not in ("video_id", uri_name)
     }
@@ -95,26 +94,27 @@ def _uri_column(where: str, names: Sequence[str]) -> str:
     return found[0]
 
 
-def _scalar(where: str, value: object) -> Scalar:
+def _scalar(where: str, name: str, value: object) -> Scalar:
     if isinstance(value, str):
         try:
             value.encode("utf-8")
         except UnicodeEncodeError as error:
             raise CorpusError(
-                f"{where} holds {value!r}, which is not valid Unicode text. Write it anew."
+                f"{where}: column {name!r} holds {value!r}, which is not valid Unicode text. "
+                "Write it anew."
             ) from error
     if value is None or isinstance(value, str | bool | float):
         return value
     if isinstance(value, int) and value in _INT64:
         return value
     raise CorpusError(
-        f"{where} holds {value!r}, expected text, a 64-bit whole number, a decimal number, true, "
-        "false or null. Store anything else as text."
+        f"{where}: column {name!r} holds {value!r}, expected text, a 64-bit whole number, a "
+        "decimal number, true, false or null. Store anything else as text."
     )
 
 
 def _read_csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    reader = csv.reader(io.StringIO(_read_text(path), newline=""), strict=True)
+    reader = csv.reader(io.StringIO(_decoded(path, path.read_bytes()), newline=""), strict=True)
     rows: list[tuple[int, list[str]]] = []
     try:
         rows.extend((reader.line_num, row) for row in reader if row)
@@ -153,35 +153,41 @@ def _typed(texts: list[str]) -> list[Scalar]:
 
 
 def _read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for line, text in enumerate(_read_text(path).split("\n"), start=1):
-        if not text.strip():
-            continue
-        where = f"{path}, line {line}"
-        try:
-            values = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise CorpusError(f"{where}: not valid JSON: {error}") from error
-        if not isinstance(values, dict):
-            raise CorpusError(f"{where}: found {text[:40]!r}, expected one JSON object per line")
-        yield where, values
+    with path.open("rb") as file:
+        for line, content in enumerate(file, start=1):
+            text = _decoded(path, content, line).removesuffix("\n")
+            if not text.strip():
+                continue
+            where = f"{path}, line {line}"
+            try:
+                values = json.loads(text)
+            except (ValueError, RecursionError) as error:
+                raise CorpusError(f"{where}: not valid JSON: {error}") from error
+            if not isinstance(values, dict):
+                raise CorpusError(
+                    f"{where}: found {text[:40]!r}, expected one JSON object per line"
+                )
+            yield where, values
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
-        table = pq.read_table(path, partitioning=None)
+        with pq.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            if len(set(names)) != len(names):
+                raise CorpusError(f"{path}: column names repeat: {names}")
+            _uri_column(str(path), names)
+            rows = chain.from_iterable(batch.to_pylist() for batch in file.iter_batches())
+            for number, values in enumerate(rows, start=1):
+                yield f"{path}, row {number}", values
     except pa.ArrowException as error:
         raise CorpusError(f"{path} is not a valid Parquet file: {error}") from error
-    if len(set(table.column_names)) != len(table.column_names):
-        raise CorpusError(f"{path}: column names repeat: {table.column_names}")
-    _uri_column(str(path), table.column_names)
-    for number, values in enumerate(table.to_pylist(), start=1):
-        yield f"{path}, row {number}", values
 
 
-def _read_text(path: Path) -> str:
-    content = path.read_bytes()
+def _decoded(path: Path, content: bytes, first_line: int = 1) -> str:
+    """``content``, which begins at ``first_line``, as text without a byte order mark."""
     try:
-        return content.decode("utf-8-sig")
+        return content.decode("utf-8-sig" if first_line == 1 else "utf-8")
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
+        line = first_line + content.count(b"\n", 0, error.start)
         raise CorpusError(f"{path}, line {line}: not valid UTF-8. Save it as UTF-8.") from error

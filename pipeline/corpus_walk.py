@@ -10,7 +10,7 @@ from schemas.errors import CorpusError
 def walk_files(
     root: Path, *, max_depth: int | None = None
 ) -> Iterator[tuple[tuple[str, ...], os.DirEntry[str]]]:
-    """Everything below ``root`` that is no folder, hidden names aside.
+    """Everything below ``root`` that is no folder, hidden names aside, in no order.
 
     Symbolic links to folders are followed after all real folders, and no folder is entered
     twice: a loop ends, and a file that two ways lead to has the name of the real one.
@@ -30,26 +30,33 @@ def walk_files(
     links: list[tuple[tuple[str, ...], str]] = []
     while folders or links:
         names, folder = folders.pop() if folders else links.pop(0)
-        try:
-            status = Path(folder).stat()
-            if (status.st_dev, status.st_ino) in entered:
-                continue
-            entered.add((status.st_dev, status.st_ino))
-            with os.scandir(folder) as scan:
-                entries = sorted(scan, key=lambda entry: entry.name)
-        except OSError as error:
-            raise CorpusError(
-                f"cannot list folder {folder}: {error.strerror}. Make it readable, or name the "
-                "other folders one by one."
-            ) from error
-        for entry in entries:
-            below = (*names, entry.name)
+        inner: list[os.DirEntry[str]] = []
+        for entry in _list_once(folder, entered):
             if entry.name.startswith("."):
                 continue
             if not _is_folder(entry):
-                yield below, entry
-            elif max_depth is None or len(below) < max_depth:
-                (links if entry.is_symlink() else folders).append((below, entry.path))
+                yield (*names, entry.name), entry
+            elif max_depth is None or len(names) + 1 < max_depth:
+                inner.append(entry)
+        for entry in sorted(inner, key=lambda entry: entry.name):
+            place = ((*names, entry.name), entry.path)
+            (links if entry.is_symlink() else folders).append(place)
+
+
+def _list_once(folder: str, entered: set[tuple[int, int]]) -> Iterator[os.DirEntry[str]]:
+    """The entries of a folder as they are read; none if the folder was entered before."""
+    try:
+        status = Path(folder).stat()
+        if (status.st_dev, status.st_ino) in entered:
+            return
+        entered.add((status.st_dev, status.st_ino))
+        with os.scandir(folder) as scan:
+            yield from scan
+    except OSError as error:
+        raise CorpusError(
+            f"cannot list folder {folder}: {error.strerror}. Make it readable, or name the "
+            "other folders one by one."
+        ) from error
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.corpus import find_videos
+from pipeline.corpus_manifest import read_manifest
 from schemas.errors import CorpusError
 
 
@@ -45,6 +46,12 @@ def test_a_folder_gives_its_videos_at_any_depth_sorted_by_id(folder):
     assert refs[1].path == str(folder / "b.mp4")
     assert refs[1].modified_ns == status.st_mtime_ns
     assert refs[1].extra == {}
+
+
+def test_the_last_suffix_of_a_name_decides_whether_it_is_a_video(folder):
+    for name in ("mp4", "clip.", "clip.mp4.txt", "clip.xmp4", "clip.mp4~", "a.b.Ts", "x.MTS"):
+        write(folder / "sub" / name)
+    assert ids(folder / "sub") == ["a.b.Ts", "c.webm", "deep/d.Mov", "x.MTS"]
 
 
 def test_paths_are_absolute_and_ids_do_not_depend_on_the_working_folder(folder, monkeypatch):
@@ -178,6 +185,12 @@ def test_a_row_without_its_file_stays_to_be_recorded_as_failed(folder):
     assert two.size_bytes == 1
 
 
+@pytest.mark.parametrize("uri", ["./b.mp4", "sub/../b.mp4", "sub//..//b.mp4", "../corpus/b.mp4"])
+def test_a_path_in_a_manifest_is_relative_to_it_and_made_plain(folder, uri):
+    manifest = write_lines(folder / "m.csv", "video_id,uri", f"one,{uri}")
+    assert find_videos([manifest])[0].path == str(folder / "b.mp4")
+
+
 def test_a_uri_with_escapes_names_the_file_and_a_plain_path_is_not_unescaped(folder):
     write(folder / "a b%20c.mp4", 9)
     uri = (folder / "a b%20c.mp4").as_uri()
@@ -226,10 +239,32 @@ def test_a_manifest_that_is_not_utf8_names_the_line(tmp_path):
         ids(manifest)
 
 
+def test_a_line_of_jsonl_that_is_not_utf8_is_named(tmp_path):
+    manifest = tmp_path / "m.jsonl"
+    row = b'{"video_id": "a", "uri": "b"}\n'
+    manifest.write_bytes(row + b"\n" + row.replace(b"b", b"\xff"))
+    with pytest.raises(CorpusError, match="line 3: not valid UTF-8"):
+        ids(manifest)
+
+
 def test_a_manifest_may_begin_with_a_byte_order_mark(folder):
     manifest = folder / "m.csv"
     manifest.write_bytes(b"\xef\xbb\xbfvideo_id,uri\r\none,b.mp4\r\n")
     assert ids(manifest) == ["one"]
+    manifest = folder / "m.jsonl"
+    manifest.write_bytes(b'\xef\xbb\xbf{"video_id": "one", "uri": "b.mp4"}\r\n')
+    assert ids(manifest) == ["one"]
+
+
+def test_rows_of_a_long_parquet_manifest_are_numbered_to_the_last(tmp_path):
+    count = 70_000
+    names = [str(number) for number in range(count)]
+    path = tmp_path / "m.parquet"
+    pq.write_table(pa.table({"video_id": [*names[1:], ""], "uri": names}), path)
+    rows = read_manifest(path)
+    assert next(rows).where == f"{path}, row 1"
+    with pytest.raises(CorpusError, match=f"row {count}: video_id is ''"):
+        list(rows)
 
 
 def test_a_parquet_column_that_is_not_scalar_or_a_broken_file_is_refused(tmp_path):
