@@ -55,7 +55,8 @@ def format_config(config: BuildConfig) -> str:
     for name, body in dataclasses.asdict(config).items():
         lines.append(f"[{name}]")
         for key, value in body.items():
-            text = json.dumps(value)  # numbers, booleans and strings read the same in TOML
+            # Numbers, booleans and strings read the same in TOML.
+            text = json.dumps(value, ensure_ascii=False)
             lines.append(f"{key} = {text}" if value is not None else f"# {key} = (not set)")
         lines.append("")
     return "\n".join(lines)

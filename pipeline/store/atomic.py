@@ -22,7 +22,7 @@ def publish_replacing(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
     """
     with _errors_about(path), _staged(path.parent, chunks) as staged:
         staged.replace(path)
-        _flush_folder(path.parent)
+        flush_folder(path.parent)
 
 
 def publish_new(path: Path, chunks: Iterable[bytes | memoryview]) -> bool:
@@ -39,7 +39,7 @@ def publish_new(path: Path, chunks: Iterable[bytes | memoryview]) -> bool:
             os.link(staged, path)
         except FileExistsError:
             return False
-        _flush_folder(path.parent)
+        flush_folder(path.parent)
         return True
 
 
@@ -58,7 +58,8 @@ def _staged(folder: Path, chunks: Iterable[bytes | memoryview]) -> Iterator[Path
         staged.unlink(missing_ok=True)
 
 
-def _flush_folder(folder: Path) -> None:
+def flush_folder(folder: Path) -> None:
+    """See to it that names given and taken in ``folder`` outlast a loss of power."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)
@@ -73,5 +74,5 @@ def _errors_about(path: Path) -> Iterator[None]:
     except OSError as error:
         raise CacheError(
             f"cannot write {path}: {error.strerror or error}; what the cache held is untouched. "
-            "Free space or correct the permissions, then run the build again."
+            "Free space or correct the permissions, then run the same command again."
         ) from error

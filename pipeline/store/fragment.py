@@ -59,19 +59,42 @@ def pack_fragment(rows: Sequence[IndexRow]) -> memoryview:
     Raises:
         CacheError: a further column has the name of a column of the index.
     """
-    table = rows_to_table(sorted(rows, key=lambda row: row.video_id))
+    return pack_table(rows_to_table(sorted(rows, key=lambda row: row.video_id)))
+
+
+def pack_table(table: pa.Table) -> memoryview:
+    """Rows of the index as the bytes of a Parquet file whose row groups every reader accepts."""
+    group_rows = min(ROW_GROUP_ROWS, max(1, table.num_rows))
+    data = _packed(table, group_rows)
+    while group_rows > 1 and _largest_group_bytes(data) > MAX_ROW_GROUP_BYTES:
+        group_rows = max(1, group_rows // 4)
+        data = _packed(table, group_rows)
+    return memoryview(data)
+
+
+def _largest_group_bytes(data: pa.Buffer) -> int:
+    return max(_group_bytes(pq.read_metadata(pa.BufferReader(data))), default=0)
+
+
+def _packed(table: pa.Table, group_rows: int) -> pa.Buffer:
     sink = pa.BufferOutputStream()
     is_large = table.num_rows >= LARGE_FRAGMENT_ROWS
     pq.write_table(
         table,
         sink,
         compression="zstd",
-        row_group_size=ROW_GROUP_ROWS,
+        row_group_size=group_rows,
         use_dictionary=is_large,
         write_statistics=is_large,
         write_page_checksum=True,
     )
-    return memoryview(sink.getvalue())
+    return sink.getvalue()
+
+
+def _group_bytes(metadata: pq.FileMetaData) -> list[int]:
+    """The bytes that each row group unpacks to, as the file declares them."""
+    groups = range(metadata.num_row_groups)
+    return [metadata.row_group(group).total_byte_size for group in groups]
 
 
 def rows_to_table(rows: Sequence[IndexRow]) -> pa.Table:
@@ -102,15 +125,18 @@ def _column(values: Sequence[Scalar]) -> pa.Array:
     return pa.array([None if value is None else str(value) for value in values], pa.string())
 
 
-def read_fragment(path: Path) -> pa.Table:
+def read_fragment(path: Path, *, data: memoryview | None = None) -> pa.Table:
     """Read one fragment: the index columns in their order, further columns after them.
+
+    Where ``data`` is given it is read, as what is about to be written to ``path``.
 
     Raises:
         FileNotFoundError: it is gone; somebody removed it since it was listed.
         IndexCorruptError: not a fragment of format 1, or one that unpacks to too much.
     """
+    source = path if data is None else pa.BufferReader(data)
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        with pq.ParquetFile(source, page_checksum_verification=True) as file:
             _check_declared_size(path, file.metadata)
             table = file.read(use_threads=file.metadata.num_rows >= LARGE_FRAGMENT_ROWS)
         table.validate()
@@ -126,8 +152,7 @@ def read_fragment(path: Path) -> pa.Table:
 
 
 def _check_declared_size(path: Path, metadata: pq.FileMetaData) -> None:
-    for group in range(metadata.num_row_groups):
-        declared = metadata.row_group(group).total_byte_size
+    for group, declared in enumerate(_group_bytes(metadata)):
         if not 0 <= declared <= MAX_ROW_GROUP_BYTES:
             raise IndexCorruptError(
                 f"index fragment {path}: row group {group} unpacks to {declared} bytes, "

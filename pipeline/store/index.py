@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import difflib
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.store.fragment import fragment_paths, read_fragment
+from pipeline.store.merge import Fragment, merge_fragments
 from schemas.errors import GridMismatchError, IndexCorruptError, VideoNotCachedError
-from schemas.index import INDEX_SCHEMA, IndexRow
+from schemas.index import IndexRow
 
 _NUM_SUGGESTIONS = 3
 _NUM_NEIGHBOURS = 100
 _NUM_READERS = 4
+_MAX_LISTINGS = 20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,132 +83,58 @@ def read_index(root: Path) -> pa.Table:
     Raises:
         IndexCorruptError: a fragment cannot be read; the message names it.
     """
-    return merge_fragments(_read_all(root))
+    return merge_fragments(read_fragments(root))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Fragment:
-    """A fragment as read; ``name`` breaks ties."""
+def read_fragments(root: Path, *, known: Collection[str] = ()) -> list[Fragment]:
+    """Every fragment but those named in ``known``, by name; raises as ``read_index`` does."""
+    fragments, damage = scan_fragments(root, known=known)
+    if damage:
+        raise next(iter(damage.values()))
+    return fragments
 
-    name: str
-    table: pa.Table
 
+def scan_fragments(
+    root: Path, *, known: Collection[str] = ()
+) -> tuple[list[Fragment], dict[Path, IndexCorruptError]]:
+    """Every fragment but those named in ``known``, by name, and what is wrong with the others.
 
-def _read_all(root: Path) -> list[Fragment]:
-    """All fragments as of one moment: when one is removed meanwhile, look again."""
-    for _ in range(3):
-        try:
-            paths = fragment_paths(root)
-            with ThreadPoolExecutor(_NUM_READERS) as pool:
-                tables = list(pool.map(read_fragment, paths))
-            return [Fragment(p.stem, table) for p, table in zip(paths, tables, strict=True)]
-        except FileNotFoundError:
-            continue
+    While this reads, writers add fragments, and compaction publishes a merged one and then removes
+    those that went into it. A folder listed meanwhile may show neither. So it is listed until, in
+    the second listing or a later one, nothing is gone that it shows: what went before that listing
+    was read, or is in a fragment it shows. Rows that were read stay true.
+
+    Raises:
+        IndexCorruptError: what is listed is gone, again and again.
+    """
+    found: dict[str, Fragment] = {}
+    damage: dict[Path, IndexCorruptError] = {}
+    with ThreadPoolExecutor(_NUM_READERS) as pool:
+        for listing in range(_MAX_LISTINGS):
+            seen = {*known, *found, *(path.stem for path in damage)}
+            is_all_there = True
+            paths = [path for path in fragment_paths(root) if path.stem not in seen]
+            for path, outcome in zip(paths, pool.map(_read_present, paths), strict=True):
+                if outcome is None:
+                    is_all_there = False
+                elif isinstance(outcome, IndexCorruptError):
+                    damage[path] = outcome
+                else:
+                    found[path.stem] = Fragment(path.stem, outcome)
+            if listing and is_all_there:
+                return sorted(found.values(), key=lambda fragment: fragment.name), damage
     raise IndexCorruptError(
         f"the fragments of {root} vanish while they are read; open it again once whoever "
         "rewrites them is done"
     )
 
 
-def merge_fragments(fragments: Sequence[Fragment]) -> pa.Table:
-    """One table with one row per video, ordered by ``video_id``.
-
-    A failure does not count when the same video has a committed row of the same content, or when
-    the failure never learnt its content. Of the rows that count the latest ``created_ns`` wins;
-    ties go to the greater shard name, then fragment name, then place in the fragment.
-    """
-    if not fragments:
-        return INDEX_SCHEMA.empty_table()
-    schema = _common_schema([fragment.table for fragment in fragments])
-    table = pa.concat_tables([_conformed(fragment.table, schema) for fragment in fragments])
-    table = table.combine_chunks()
-    order = pc.sort_indices(table["video_id"]).to_numpy()
-    codes = _video_codes(table["video_id"], order)
-    if codes.size and codes[-1] + 1 < codes.size:
-        names = [name for f in fragments for name in [f.name] * f.table.num_rows]
-        order = _winners(table, order, codes, names)
-    return table.take(pa.array(order)).combine_chunks()
-
-
-def _common_schema(tables: Sequence[pa.Table]) -> pa.Schema:
-    further: dict[str, pa.DataType] = {}
-    for table in tables:
-        for field in list(table.schema)[len(INDEX_SCHEMA) :]:
-            known = further.setdefault(field.name, field.type)
-            further[field.name] = _common_type(known, field.type)
-    return pa.schema([*INDEX_SCHEMA, *(pa.field(name, kind) for name, kind in further.items())])
-
-
-def _common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType:
-    if one.equals(other) or pa.types.is_null(other):
-        return one
-    if pa.types.is_null(one):
-        return other
-    numbers = (pa.int64(), pa.float64())
-    return pa.float64() if one in numbers and other in numbers else pa.string()
-
-
-def _conformed(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    if table.schema.equals(schema):
-        return table
-    columns = [
-        table[field.name].cast(field.type)
-        if field.name in table.column_names
-        else pa.nulls(table.num_rows, field.type)
-        for field in schema
-    ]
-    return pa.table(columns, schema=schema)
-
-
-def _video_codes(ids: pa.ChunkedArray, order: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
-    """Number the videos 0, 1, ... along ``order``; rows of one video share a number."""
-    ordered = ids.take(pa.array(order)).combine_chunks()
-    if len(ordered) == 0:
-        return np.zeros(0, dtype=np.int64)
-    changes = pc.not_equal(ordered[1:], ordered[:-1]).to_numpy(zero_copy_only=False)
-    return np.concatenate([[0], np.cumsum(changes)]).astype(np.int64)
-
-
-def _winners(
-    table: pa.Table,
-    order: npt.NDArray[np.uint64],
-    codes: npt.NDArray[np.int64],
-    names: Sequence[str],
-) -> npt.NDArray[np.uint64]:
-    """The row of ``order`` that counts for each video, by the rule of ``merge_fragments``."""
-    counts = np.bincount(codes)
-    single = counts[codes] == 1
-    several, their_codes = order[~single], codes[~single]
-    part = table.select(["status", "content_sha256", "created_ns", "shard"])
-    part = part.take(pa.array(several))
-    ranked = np.lexsort(
-        (
-            several,
-            _ranks(pa.chunked_array([[names[row] for row in several.tolist()]], pa.string())),
-            _ranks(part["shard"]),
-            part["created_ns"].to_numpy(),
-            ~_void_failures(part, their_codes),
-            their_codes,
-        )
-    )
-    is_last = np.append(np.diff(their_codes[ranked]) != 0, True)
-    winners = np.concatenate([order[single], several[ranked][is_last]])
-    winning_codes = np.concatenate([codes[single], their_codes[ranked][is_last]])
-    return winners[np.argsort(winning_codes)]
-
-
-def _void_failures(part: pa.Table, codes: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-    """Failures that a committed row of the same video outweighs whatever their age."""
-    is_ok = pc.equal(part["status"], "ok").to_numpy()
-    contents = _ranks(part["content_sha256"])
-    pairs = codes * (contents.max() + 1) + contents
-    same_content = np.isin(pairs, pairs[is_ok])
-    unknown = part["content_sha256"].is_null().to_numpy() & np.isin(codes, codes[is_ok])
-    void: npt.NDArray[np.bool_] = ~is_ok & (same_content | unknown)
-    return void
-
-
-def _ranks(values: pa.ChunkedArray) -> npt.NDArray[np.int64]:
-    """Integers in the order of the strings; null is 0."""
-    filled = pc.fill_null(values, "")
-    return np.unique(filled.to_numpy().astype(str), return_inverse=True)[1].astype(np.int64)
+def _read_present(path: Path) -> pa.Table | IndexCorruptError | None:
+    """The fragment's table, what is wrong with it, or None when it is gone."""
+    try:
+        return read_fragment(path)
+    except FileNotFoundError:
+        is_link = path.is_symlink()
+        return IndexCorruptError(f"index fragment {path} is a link to nothing") if is_link else None
+    except IndexCorruptError as error:
+        return error if path.exists() else None

@@ -7,12 +7,15 @@ order, and files it writes open with stock ``safetensors``.
 import hashlib
 import json
 import os
+import re
+import uuid
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.store.atomic import publish_replacing
+from pipeline.store.atomic import TEMPORARY_SUFFIX, publish_replacing
 from pipeline.store.record import VideoRecord
 from schemas.errors import CacheError
 from schemas.index import FORMAT_VERSION
@@ -22,6 +25,8 @@ SHARD_FOLDER = "shards"
 SHARD_SUFFIX = ".safetensors"
 HEADER_BYTES = 4096
 """Headers are padded with spaces to a multiple of this."""
+
+_ASIDE_NAME = re.compile(rf"\.([0-9a-f]{{64}})\.[0-9a-f]{{32}}{re.escape(TEMPORARY_SUFFIX)}")
 
 
 def shard_path(root: Path, name: str) -> Path:
@@ -43,6 +48,28 @@ def shard_sizes(root: Path) -> dict[str, int]:
             }
     except OSError as error:
         raise CacheError(f"cannot list {folder}: {error.strerror}; correct it") from error
+
+
+def set_aside(path: Path) -> Path:
+    """Take a shard's name away from whatever file bears it now; that file's place is returned.
+
+    Raises:
+        FileNotFoundError: no file bears it.
+    """
+    return path.rename(path.with_name(f".{path.stem}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}"))
+
+
+def name_before(aside: Path) -> str | None:
+    """The name of the shard that was set aside here; None for other files."""
+    found = _ASIDE_NAME.fullmatch(aside.name)
+    return found[1] if found else None
+
+
+def put_back(aside: Path, path: Path) -> None:
+    """Give a shard that was set aside its name again, unless a new file bears it by now."""
+    with suppress(FileExistsError, FileNotFoundError):
+        os.link(aside, path)
+    aside.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, slots=True)

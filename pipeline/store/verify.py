@@ -11,12 +11,13 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from pipeline.store.atomic import TEMPORARY_SUFFIX
-from pipeline.store.fragment import INDEX_FOLDER, fragment_paths, read_fragment
-from pipeline.store.index import Fragment, Index, merge_fragments
+from pipeline.store.fragment import INDEX_FOLDER, fragment_paths
+from pipeline.store.index import Index, scan_fragments
 from pipeline.store.manifest import read_manifest
+from pipeline.store.merge import merge_fragments
 from pipeline.store.reader import open_video
 from pipeline.store.shard import SHARD_FOLDER, SHARD_SUFFIX, shard_path
-from schemas.errors import CacheError, TokenreelError
+from schemas.errors import TokenreelError
 from schemas.index import IndexRow
 
 FINDINGS = ("damaged_video", "damaged_shard", "damaged_fragment", "orphan_shard", "temporary_file")
@@ -52,19 +53,17 @@ def verify_cache(root: Path) -> Iterator[VerifyFinding]:
         CacheCorruptError: its manifest cannot be read.
     """
     fingerprint = read_manifest(root).fingerprint
-    fragments: list[Fragment] = []
-    for path in fragment_paths(root):
-        try:
-            fragments.append(Fragment(path.stem, read_fragment(path)))
-        except (CacheError, FileNotFoundError) as error:
-            yield VerifyFinding("damaged_fragment", path, None, str(error))
+    fragments, damage = scan_fragments(root)
+    for path, error in damage.items():
+        yield VerifyFinding("damaged_fragment", path, None, str(error))
     rows: list[IndexRow] = []
     yield from _check_rows(root, Index(merge_fragments(fragments)), rows)
     rows.sort(key=lambda row: (row.shard or "", row.offset or 0))
     for name, members in groupby(rows, key=lambda row: row.shard or ""):
         yield from _check_shard(root, shard_path(root, name), list(members), fingerprint)
     used = {name for part in fragments for name in part.table["shard"].drop_null().to_pylist()}
-    is_whole = len(fragments) == len(fragment_paths(root))
+    names = {fragment.name for fragment in fragments}
+    is_whole = not damage and names == {path.stem for path in fragment_paths(root)}
     yield from _find_debris(root, used if is_whole else None)
 
 

@@ -11,7 +11,7 @@ from tests.synthetic import REPOSITORY
 
 DEMO_BUILD = ("build", "{root}/videos", "--out", "{root}/c", "--model", "{root}/model")
 
-VERBS = ("plan", "build", "status", "query", "show", "ask", "verify", "demo")
+VERBS = ("plan", "build", "submit", "status", "query", "show", "ask", "verify", "compact", "demo")
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +41,9 @@ def test_every_verb_has_help_with_an_example(verb):
 def test_the_flags_of_build_are_frozen():
     flags = {option for p in cli.commands["build"].params for option in p.opts if option[0] == "-"}
     assert " ".join(sorted(flags)) == (
-        "--address --budget --config --decoder --device --dtype --fps --fusion --json --limit "
-        "--max-failures --max-frames --model --out --retry-failed --runner --threshold --window "
-        "--workers"
+        "--address --budget --config --cpus-per-worker --decoder --device --dtype --fps --fusion "
+        "--gpus-per-worker --json --limit --max-failures --max-frames --model --out "
+        "--retry-failed --runner --threshold --window --workers"
     )
 
 
@@ -70,6 +70,7 @@ def test_the_reference_in_the_docs_is_the_commands_own_help():
         ["plan", "{videos}", "--out", "{cache}", "--fps", "4"],
         ["status", "{cache}"],
         ["query", "{cache}", "keep_ratio < 2"],
+        ["compact", "{cache}", "--dry-run"],
     ],
     ids=lambda a: a[0],
 )

@@ -39,7 +39,7 @@ def manifest(**changes):
 
 def test_the_printed_configuration_reads_back_as_the_same(tmp_path):
     config = BuildConfig(
-        encoder=EncoderConfig(model='a "quoted" \\ path'), fusion=FusionConfig(budget=0.25)
+        encoder=EncoderConfig(model='a "quoted" \\ path 🎬'), fusion=FusionConfig(budget=0.25)
     )
     path = tmp_path / "build.toml"
     path.write_text(format_config(config), encoding="utf-8")

@@ -1,0 +1,183 @@
+"""The verbs that make caches; heavy imports live inside them."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from jobs.options import build_options, resolve_config
+from jobs.render import render_table
+from schemas.config_file import format_config
+
+
+@click.command()
+@build_options
+@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
+def plan(
+    corpus: tuple[str, ...],
+    root: Path,
+    config_file: Path | None,
+    limit: int | None,
+    retry_failed: bool,
+    as_json: bool,
+    **flags: Any,
+) -> None:
+    """Show what a build would do; opens no video whose size and time are known.
+
+    \b
+    Example:
+      tokenreel plan videos/ --out cache/ --model Qwen/Qwen3-VL-2B-Instruct
+    """
+    from jobs.build import plan_build
+
+    config = resolve_config(config_file, flags)
+    planned = plan_build(corpus, root, config, retry_failed=retry_failed, limit=limit)
+    tasks = planned.tasks(config.store.max_videos_per_task, workers=config.run.workers)
+    counts = {
+        "videos": planned.num_videos,
+        "done": planned.num_done,
+        "failed_before": planned.num_failed_before,
+        "to_do": len(planned.todo),
+        "to_do_bytes": planned.todo_bytes,
+        "tasks": len(tasks),
+    }
+    if as_json:
+        import dataclasses
+
+        click.echo(json.dumps({**counts, "config": dataclasses.asdict(config)}, indent=2))
+        return
+    click.echo(render_table([{"what": name, "number": value} for name, value in counts.items()]))
+    click.echo(format_config(config))
+
+
+@click.command()
+@build_options
+@click.option(
+    "--json", "as_json", is_flag=True, help="JSON lines on stderr, the summary as JSON on stdout."
+)
+def build(
+    corpus: tuple[str, ...],
+    root: Path,
+    config_file: Path | None,
+    limit: int | None,
+    retry_failed: bool,
+    as_json: bool,
+    **flags: Any,
+) -> None:
+    """Cache every video of the corpus that is not cached yet.
+
+    CORPUS is any number of folders, files, globs and manifests (.csv, .jsonl, .parquet with
+    video_id and uri). The same command resumes a build that was stopped.
+
+    \b
+    Example:
+      tokenreel build videos/ --out cache/ --model Qwen/Qwen3-VL-2B-Instruct --threshold 0.7
+    """
+    config = resolve_config(config_file, flags)
+    if not config.encoder.model:
+        raise click.UsageError("Missing option '--model' (or encoder.model in the --config file).")
+    from jobs.build import build as run_build
+    from jobs.summary import summary_json, summary_lines
+
+    summary = run_build(
+        corpus,
+        root,
+        config,
+        retry_failed=retry_failed,
+        limit=limit,
+        progress_style="json" if as_json else "auto",
+    )
+    if as_json:
+        click.echo(json.dumps(summary_json(summary, root)))
+    else:
+        for line in summary_lines(summary, root):
+            click.echo(line, err=True)
+    sys.exit(summary.exit_code)
+
+
+@click.command()
+@click.argument("cluster_address")
+@build_options
+@click.option("--no-wait", is_flag=True, help="Print the job's id on stdout and do not follow it.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="JSON lines on stderr, the summary as JSON on stdout."
+)
+def submit(
+    cluster_address: str,
+    corpus: tuple[str, ...],
+    root: Path,
+    config_file: Path | None,
+    limit: int | None,
+    retry_failed: bool,
+    no_wait: bool,
+    as_json: bool,
+    **flags: Any,
+) -> None:
+    """Run a build as a job on a running Ray cluster, and follow it to its exit code.
+
+    CLUSTER_ADDRESS is its dashboard, such as http://head:8265, or auto. The source travels with
+    the job: the cluster needs the dependencies only. CORPUS, --out and a --model directory are
+    paths that all its nodes see; --config is a file of this machine. Ctrl-C leaves the job running.
+
+    \b
+    Example:
+      tokenreel submit http://head:8265 /data/videos --out /data/cache --model /data/model
+    """
+    if flags["runner"] == "local":
+        raise click.UsageError("A job runs on its cluster: leave --runner out, or use build.")
+    if flags["address"] is not None:
+        raise click.UsageError("CLUSTER_ADDRESS names the cluster: leave --address out.")
+    config = resolve_config(config_file, {**flags, "runner": "ray"})
+    if not config.encoder.model:
+        raise click.UsageError("Missing option '--model' (or encoder.model in the --config file).")
+    from jobs.follow import find_summary
+    from jobs.submit import submit as submit_build
+
+    job = submit_build(
+        cluster_address,
+        corpus,
+        root,
+        config,
+        retry_failed=retry_failed,
+        limit=limit,
+        as_json=as_json,
+    )
+    if no_wait:
+        click.echo(job.job_id)
+        return
+
+    def show(line: str) -> None:
+        summary = find_summary(line) if as_json else None
+        click.echo(summary or line, err=summary is None)
+
+    try:
+        click.echo(f"job {job.job_id}", err=True)
+        code = job.follow(show)
+    except KeyboardInterrupt:
+        click.echo(f"the job goes on; {job.next_steps}", err=True)
+        code = 130
+    sys.exit(code)
+
+
+for option in submit.params:
+    if isinstance(option, click.Option) and option.name in ("runner", "address"):
+        option.hidden = True  # refused with the reason
+
+
+@click.command()
+@click.option(
+    "--out", "root", type=click.Path(path_type=Path), default=Path("demo"), show_default=True
+)
+def demo(root: Path) -> None:
+    """Render videos, build a cache with a tiny model, query it and ask it, in a minute.
+
+    \b
+    Example:
+      tokenreel demo --out demo/
+    """
+    from jobs.demo import run_demo
+
+    for line in run_demo(root):
+        click.echo(line)

@@ -1,0 +1,176 @@
+"""The verbs that look at caches; heavy imports live inside them."""
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from jobs.options import NumberOrFraction, format_option
+from jobs.render import render_rows
+
+QUERY_COLUMNS = (
+    "video_id, status, duration_seconds, fps, num_frames, tokens_before, tokens_after, "
+    "round(keep_ratio, 4) AS keep_ratio, error_kind"
+)
+"""What ``query`` shows for a bare condition; a full SELECT chooses its own."""
+
+
+@click.command()
+@click.argument("cache", type=click.Path(path_type=Path))
+@click.option("--failed", is_flag=True, help="List what failed and why.")
+@format_option("table")
+def status(cache: Path, failed: bool, style: str) -> None:
+    """Count what is cached and what failed; works while a build runs.
+
+    \b
+    Example:
+      tokenreel status cache/ --failed
+    """
+    from pipeline.report.status import cache_status, failed_videos
+
+    rows = failed_videos(cache) if failed else cache_status(cache)
+    _echo(render_rows(rows, style))
+
+
+@click.command()
+@click.argument("cache", type=click.Path(path_type=Path))
+@click.argument("sql")
+@format_option("table")
+def query(cache: Path, sql: str, style: str) -> None:
+    """Ask the index in SQL: a condition, or a whole SELECT over the view "index".
+
+    \b
+    Example:
+      tokenreel query cache/ "keep_ratio < 0.4 AND duration_seconds > 60"
+      tokenreel query cache/ "SELECT codec, avg(keep_ratio) FROM index GROUP BY codec"
+    """
+    from pipeline.cache import open_cache
+
+    found = open_cache(cache).query(sql, columns=QUERY_COLUMNS)
+    _echo(render_rows(found.to_pylist(), style, columns=found.column_names))
+
+
+@click.command()
+@click.argument("cache", type=click.Path(path_type=Path))
+@click.argument("video_id")
+@click.option("--map", "with_map", is_flag=True, help="Draw which tokens of each frame are kept.")
+def show(cache: Path, video_id: str, with_map: bool) -> None:
+    """Show one video: its index row and how many tokens each frame keeps.
+
+    \b
+    Example:
+      tokenreel show cache/ holiday/beach.mp4 --map
+    """
+    from pipeline.report.show import describe_video
+
+    click.echo(describe_video(cache, video_id, with_map=with_map))
+
+
+@click.command()
+@click.argument("cache", type=click.Path(path_type=Path))
+@click.argument("video_id")
+@click.argument("questions", nargs=-1, required=True)
+@click.option("--model", help="Checkpoint.  [default: the one the cache was built with]")
+@click.option("--budget", type=NumberOrFraction(), help="Load at most N tokens, or a fraction.")
+@click.option("--threshold", type=float, help="Load what this lower threshold would have kept.")
+@click.option("--device", default="auto", show_default=True)
+@click.option("--max-new-tokens", type=click.IntRange(min=1), default=64, show_default=True)
+@click.option("--system", help="System text before the video.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per answer.")
+def ask(
+    cache: Path,
+    video_id: str,
+    questions: tuple[str, ...],
+    model: str | None,
+    budget: int | float | None,
+    threshold: float | None,
+    device: str,
+    max_new_tokens: int,
+    system: str | None,
+    as_json: bool,
+) -> None:
+    """Answer questions about one cached video; the video is neither decoded nor encoded.
+
+    \b
+    Example:
+      tokenreel ask cache/ beach.mp4 "Who falls?" "What colour is the ball?" --budget 0.25
+    """
+    from jobs.ask import ask_cache
+
+    for answer in ask_cache(
+        cache,
+        video_id,
+        questions,
+        model=model,
+        budget=budget,
+        threshold=threshold,
+        device=device,
+        max_new_tokens=max_new_tokens,
+        system=system,
+    ):
+        click.echo(json.dumps(answer.to_json()) if as_json else answer.text)
+        click.echo(answer.note, err=True)
+
+
+@click.command()
+@click.argument("cache", type=click.Path(path_type=Path))
+@format_option("table")
+def verify(cache: Path, style: str) -> None:
+    """Read every byte of a cache and check it; lists what is damaged.
+
+    \b
+    Example:
+      tokenreel verify cache/
+    """
+    from pipeline.report.status import verify_rows
+
+    rows = list(verify_rows(cache))
+    if rows:
+        click.echo(render_rows(rows, style))
+    damaged = sum(row["is_damage"] for row in rows)
+    click.echo(f"{damaged} damaged, {len(rows) - damaged} stray files", err=True)
+    sys.exit(3 if damaged else 0)
+
+
+@click.command()
+@click.argument("cache", type=click.Path(path_type=Path))
+@click.option(
+    "--grace-seconds",
+    type=click.FloatRange(min=0),
+    default=3600,
+    show_default=True,
+    help="Leave files alone that are younger; 0 only while nobody writes or reads.",
+)
+@click.option("--dry-run", is_flag=True, help="Show what would be done; change nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
+def compact(cache: Path, grace_seconds: float, dry_run: bool, as_json: bool) -> None:
+    """Merge the index into few files and remove what no row refers to.
+
+    Builds and readers may go on meanwhile; no answer changes.
+
+    \b
+    Example:
+      tokenreel compact cache/ --dry-run
+    """
+    import dataclasses
+
+    from pipeline.store.compact import compact_cache
+
+    report = compact_cache(
+        cache,
+        grace_seconds=grace_seconds,
+        dry_run=dry_run,
+        say=lambda line: click.echo(line, err=True),
+    )
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(report)))
+        return
+    for line in report.lines():
+        click.echo(line, err=True)
+
+
+def _echo(text: str) -> None:
+    """Print data; nothing at all when there is none."""
+    if text:
+        click.echo(text)

@@ -1,0 +1,238 @@
+"""Compaction: many index fragments become few, and what no row refers to is swept.
+
+Readers and writers may go on meanwhile, and a second compaction too; docs/decisions/compaction.md
+says why.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.store.atomic import flush_folder, publish_new
+from pipeline.store.fragment import (
+    INDEX_FOLDER,
+    fragment_path,
+    fragment_paths,
+    pack_table,
+    read_fragment,
+)
+from pipeline.store.index import read_fragments
+from pipeline.store.manifest import read_manifest
+from pipeline.store.merge import Fragment, JoinedRows, Places, join_fragments
+from pipeline.store.shard import shard_path
+from pipeline.store.sweep import Sweep
+from schemas.errors import CacheError, IndexCorruptError, TokenreelError
+from schemas.index import DIGEST_NAME
+
+MAX_FRAGMENT_ROWS = 1_000_000
+"""Rows of a merged fragment; one of half as many is large enough to be left as it is."""
+
+GRACE_SECONDS = 3600.0
+"""Files that no row refers to are left alone while they are younger."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompactReport:
+    """What a compaction did, or with ``is_dry_run`` would do.
+
+    Of ``fragments_before``, ``fragments_replaced`` gave way to fewer. ``rows`` is one per video;
+    ``rows_dropped`` lost against another row of their video. Shards are swept when no row refers
+    to them; ``shards_waiting`` are too young for that. ``bytes_freed`` counts shards and
+    temporary files. ``foreign_files`` were left alone.
+    """
+
+    fragments_before: int
+    fragments_replaced: int
+    fragments_after: int
+    rows: int
+    rows_dropped: int
+    shards_swept: int
+    shards_waiting: int
+    temporary_files_swept: int
+    bytes_freed: int
+    foreign_files: int
+    is_dry_run: bool
+
+    def lines(self) -> list[str]:
+        """The report for a person."""
+        now = f"now {self.fragments_after}" if self.fragments_replaced else "already compact"
+        lines = ["dry run, nothing was changed"] if self.is_dry_run else []
+        lines += [
+            f"fragments: {self.fragments_before}, {now}",
+            f"rows: {self.rows}, dropped: {self.rows_dropped}",
+            f"swept: shards {self.shards_swept}, temporary files {self.temporary_files_swept}, "
+            f"{self.bytes_freed / 1e6:.1f} MB",
+        ]
+        if self.shards_waiting:
+            lines.append(f"no row refers to them, but too young yet: shards {self.shards_waiting}")
+        if self.foreign_files:
+            lines.append(f"not tokenreel's, left alone: files {self.foreign_files}")
+        return lines
+
+
+def compact_cache(
+    root: Path,
+    *,
+    grace_seconds: float = GRACE_SECONDS,
+    dry_run: bool = False,
+    max_fragment_rows: int = MAX_FRAGMENT_ROWS,
+    say: Callable[[str], None] = lambda line: None,
+) -> CompactReport:
+    """Merge the index of the cache at ``root`` and sweep what no row refers to.
+
+    The table that ``read_index`` gives is the same before, meanwhile and after. Needs memory for
+    about three times the whole index as Arrow tables.
+
+    Args:
+        root: the cache folder.
+        grace_seconds: how old a file that no row refers to must be; 0 only where nobody writes.
+        dry_run: change nothing, report what would be done.
+        max_fragment_rows: rows of a merged fragment.
+        say: is told what begins, where that may take long.
+
+    Raises:
+        CacheNotFoundError: there is no cache.
+        CacheCorruptError: the manifest or a fragment cannot be read; nothing was changed.
+        CacheError: a file cannot be written or removed; nothing that a row refers to is lost.
+    """
+    read_manifest(root)
+    try:
+        say(f"reading {len(fragment_paths(root))} fragments")
+        plan = plan_merge(read_fragments(root), max_fragment_rows)
+        names = plan.names if dry_run else _carry_out(root, plan, say)
+        sweep = Sweep(
+            root,
+            used=plan.used,
+            fragments=names,
+            fading=plan.fading,
+            grace_seconds=grace_seconds,
+            is_dry_run=dry_run,
+        )
+        say("looking for shards that no row refers to")
+        sweep.run()
+    except TokenreelError:
+        raise
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise IndexCorruptError(
+            f"the index of {root} cannot be merged: {error}. Nothing that a row refers to is lost; "
+            "`tokenreel verify` may name what is wrong."
+        ) from error
+    except OSError as error:
+        raise CacheError(
+            f"cannot compact {root}: {error}. Nothing that a row refers to is lost; correct the "
+            "permissions, then run it again."
+        ) from error
+    return CompactReport(
+        fragments_before=len(plan.names),
+        fragments_replaced=len(plan.replaced),
+        fragments_after=len(plan.names) - len(plan.replaced) + len(plan.parts),
+        rows=len(plan.rows.winners),
+        rows_dropped=plan.num_dropped,
+        shards_swept=sweep.counts["unused"],
+        shards_waiting=sweep.counts["waiting"],
+        temporary_files_swept=sweep.counts["temporary_files"],
+        bytes_freed=sweep.counts["bytes"],
+        foreign_files=sweep.counts["foreign"],
+        is_dry_run=dry_run,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class MergePlan:
+    """Which fragments give way, and to what.
+
+    ``rows`` are those of all fragments ``names``; of the fragments ``replaced``, in the order of
+    their names, the rows at the places ``parts`` stay, one new fragment for each part.
+    """
+
+    rows: JoinedRows
+    names: frozenset[str]
+    replaced: tuple[str, ...]
+    parts: tuple[Places, ...]
+
+    @property
+    def num_dropped(self) -> int:
+        """Rows that are in no fragment afterwards."""
+        num_left = len(self.rows.winners) + len(self.rows.witnesses)
+        return int(self.rows.table.num_rows) - num_left
+
+    @cached_property
+    def used(self) -> frozenset[str]:
+        """Shards that rows refer to afterwards."""
+        stay = np.concatenate([self.rows.winners, self.rows.witnesses])
+        return _distinct(self.rows.table["shard"].take(pa.array(stay)))
+
+    @cached_property
+    def fading(self) -> frozenset[str]:
+        """Shards that only rows to be dropped refer to."""
+        return _distinct(self.rows.table["shard"]) - self.used
+
+
+def _distinct(shards: pa.ChunkedArray) -> frozenset[str]:
+    return frozenset(pc.unique(shards.drop_null()).to_pylist())
+
+
+def plan_merge(fragments: Sequence[Fragment], max_fragment_rows: int) -> MergePlan:
+    """Replace what is small, or holds rows that do not count, or lacks a column that others have.
+
+    A single fragment whose rows all count is left as it is, however small.
+    """
+    rows = join_fragments(fragments)
+    schema = rows.table.schema
+    sizes = np.array([fragment.table.num_rows for fragment in fragments], dtype=np.int64)
+    origin = np.searchsorted(np.cumsum(sizes), rows.winners, side="right")
+    is_clean = np.bincount(origin, minlength=len(sizes)) == sizes
+    is_kept = is_clean & (2 * sizes >= max_fragment_rows)
+    is_kept &= np.array([f.table.schema.equals(schema) for f in fragments], dtype=bool)
+    if (~is_kept).sum() == 1 and is_clean[~is_kept].all():
+        is_kept[:] = True
+    moved = np.concatenate([rows.witnesses, rows.winners[~is_kept[origin]]])
+    moved = moved[pc.sort_indices(rows.table["video_id"].take(pa.array(moved))).to_numpy()]
+    num_parts = math.ceil(len(moved) / max_fragment_rows)
+    return MergePlan(
+        rows,
+        frozenset(fragment.name for fragment in fragments),
+        tuple(sorted(f.name for f, kept in zip(fragments, is_kept, strict=True) if not kept)),
+        tuple(np.array_split(moved, num_parts)) if num_parts else (),
+    )
+
+
+def _carry_out(root: Path, plan: MergePlan, say: Callable[[str], None]) -> frozenset[str]:
+    """Publish what is new, then remove what it replaces; the names of the fragments then."""
+    if not plan.replaced:
+        return plan.names
+    say(f"merging {len(plan.replaced)} fragments into {len(plan.parts)}")
+    new = {_publish_part(root, plan.rows.table.take(pa.array(places))) for places in plan.parts}
+    for shard in filter(DIGEST_NAME.fullmatch, plan.fading):
+        with suppress(FileNotFoundError):  # the grace period begins when the last row goes
+            os.utime(shard_path(root, shard), follow_symlinks=False)
+    folder = root / INDEX_FOLDER
+    flush_folder(folder)  # also where a second compaction has published the same fragment
+    for name in plan.replaced:  # a tie goes to the greater name, so that goes last
+        if name not in new:
+            fragment_path(root, name).unlink(missing_ok=True)
+    flush_folder(folder)
+    return (plan.names - set(plan.replaced)) | new
+
+
+def _publish_part(root: Path, table: pa.Table) -> str:
+    """Write a merged fragment, named by the digest of its bytes, after reading it on trial."""
+    table = table.combine_chunks()
+    data = pack_table(table)
+    name = hashlib.sha256(data).hexdigest()
+    path = fragment_path(root, name)
+    if not read_fragment(path, data=data)["video_id"].equals(table["video_id"]):
+        raise IndexCorruptError(f"merged fragment {path} would not hold the rows it was made of")
+    publish_new(path, [data])
+    return name
