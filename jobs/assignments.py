@@ -40,7 +40,8 @@ class Assignments:
     Args:
         tasks: what is to do, largest videos first.
         num_workers: how many share it.
-        min_videos, max_videos: how many a worker gets at a time, if there are so many.
+        min_videos, max_videos: how many a worker gets at a time, if there are so many; where the
+            two contradict each other ``max_videos`` counts.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class Assignments:
         holding.has_suspect = False
         num_waiting = self._num_fresh + len(self._again)
         share = num_waiting // (self._num_workers * CHUNKS_PER_WORKER)
-        num_videos = max(self._min_videos, min(share, self._max_videos))
+        num_videos = min(max(self._min_videos, share), self._max_videos)
         if len(holding.unassembled) > num_videos:
             return []
         return self._give(holding, [self._next() for _ in range(min(num_videos, num_waiting))])

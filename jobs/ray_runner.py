@@ -19,6 +19,7 @@ from ray.exceptions import (
 from jobs.assignments import Assignments, Holding
 from jobs.events import Assembled, Committed, Event, Lost
 from jobs.failures import failed_row
+from jobs.metrics import DriverMetrics
 from jobs.plan import Task
 from jobs.ray_cluster import connect, gpus_per_worker, one_line, require_resources
 from jobs.worker import Worker
@@ -71,6 +72,7 @@ class RayRunner:
         self._owns_ray = not ray.is_initialized()
         if self._owns_ray:
             connect(config.run)
+        self._metrics = DriverMetrics(str(root))
         try:
             self._num_gpus = gpus_per_worker(config)
             require_resources(config.run, self._num_gpus, workers=config.run.workers)
@@ -95,6 +97,7 @@ class RayRunner:
             min_videos=self._config.decode.children + 1,
             max_videos=self._config.store.max_videos_per_task,
         )
+        self._metrics.begin(tasks)
         for member in self._crew:
             member.begin()
         while not assignments.is_done:
@@ -109,6 +112,7 @@ class RayRunner:
                     assignments.assembled(member.holding, event.video_ids)
                 elif isinstance(event, Committed):
                     assignments.committed(member.holding, event.rows)
+                    self._metrics.finished(len(event.rows))
                 if event is not None:
                     yield event
 
@@ -200,6 +204,7 @@ class RayRunner:
         Raises:
             WorkerDiedError: new workers die as well, before their first video.
         """
+        self._metrics.died(death)
         if member.events is None:
             self._failed_starts += 1
             if self._failed_starts >= FAILED_STARTS_PER_WORKER * self._config.run.workers:
@@ -231,7 +236,9 @@ class RayRunner:
             content_sha256=_digest_if_readable(ref.path),
             newer_than_ns=task.newer_than_ns[0],
         )
-        return Committed(tuple(commit_videos(self._root, [row])), 0.0)
+        rows = tuple(commit_videos(self._root, [row]))
+        self._metrics.quarantined(rows)
+        return Committed(rows, 0.0)
 
 
 def _digest_if_readable(path: str) -> str | None:

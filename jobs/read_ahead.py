@@ -53,6 +53,7 @@ class ReadAhead:
         self._resize = resize
         self._deliver = deliver
         self._room = Room(config.decode.read_ahead_bytes)
+        self._is_closed = False
         self._todo: SimpleQueue[tuple[VideoRef, int, int] | None] = SimpleQueue()
         self._readers = [
             FrameReader(config.decode, config.sampling) for _ in range(config.decode.children)
@@ -74,7 +75,8 @@ class ReadAhead:
         self._room.leave(video.num_bytes)
 
     def close(self) -> None:
-        """End the decode children at once, also in the middle of a video."""
+        """End the decode children at once; a video in the middle is not delivered."""
+        self._is_closed = True
         self._room.close()
         for reader in self._readers:
             self._todo.put(None)
@@ -86,6 +88,8 @@ class ReadAhead:
         with reader:
             while (video := self._todo.get()) is not None and self._room.wait():
                 read = self._read(reader, *video)
+                if self._is_closed:  # whoever was broken off has not failed
+                    return
                 self._room.enter(read.num_bytes)
                 self._deliver(read)
 

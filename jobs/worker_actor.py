@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from jobs.events import Event
+from jobs.metrics import WorkerMetrics
 from jobs.plan import Task
 from jobs.worker import Worker
 from schemas.config import BuildConfig
@@ -17,27 +18,34 @@ class WorkerActor:
 
     def __init__(self, worker_class: type[Worker]) -> None:
         self._worker_class = worker_class
-        self._worker: Worker | None = None
+        self._parts: tuple[Worker, WorkerMetrics] | None = None
 
     def start(self, config: BuildConfig, root: str, fingerprint: str) -> Manifest:
         """Load the encoder; errors travel back to the driver as they are."""
-        self._worker = self._worker_class(config, root, fingerprint=fingerprint)
-        return self._worker.manifest
+        worker = self._worker_class(config, root, fingerprint=fingerprint)
+        self._parts = worker, WorkerMetrics(root)
+        return worker.manifest
 
     def add(self, tasks: Sequence[Task]) -> None:
         """Queue videos."""
+        worker, metrics = self._started
+        metrics.given(sum(len(task.videos) for task in tasks))
         for task in tasks:
-            self._started.add(task)
+            worker.add(task)
 
     def run(self) -> Iterator[Event]:
         """Stream what happens; ends after ``close``."""
-        yield from self._started.run()
+        worker, metrics = self._started
+        for event in worker.run():
+            metrics.note(event)
+            yield event
 
     def close(self) -> None:
         """Commit what is encoded, drop the rest."""
-        self._started.close()
+        worker, _ = self._started
+        worker.close()
 
     @property
-    def _started(self) -> Worker:
-        assert self._worker is not None, "start comes first"
-        return self._worker
+    def _started(self) -> tuple[Worker, WorkerMetrics]:
+        assert self._parts is not None, "start comes first"
+        return self._parts
