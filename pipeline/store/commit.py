@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,11 +72,12 @@ def commit_videos(root: Path, entries: Sequence[PendingVideo | IndexRow]) -> lis
         for entry in entries
     ]
     path = fragment_path(root, _task_digest(rows))
-    if publish_new(path, [pack_fragment(rows)]):
-        return rows
-    committed = read_fragment(path)
-    by_id = {row["video_id"]: row for row in committed.to_pylist()}
-    return [IndexRow.from_record(by_id[row.video_id]) for row in rows]
+    data = pack_fragment(rows)
+    while not publish_new(path, [data]):
+        with suppress(FileNotFoundError):  # compaction merged it away: commit again
+            by_id = {row["video_id"]: row for row in read_fragment(path).to_pylist()}
+            return [IndexRow.from_record(by_id[row.video_id]) for row in rows]
+    return rows
 
 
 def _task_digest(rows: Sequence[IndexRow]) -> str:

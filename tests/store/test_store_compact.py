@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from jobs.cli import cli
 from pipeline.cache import open_cache
+from pipeline.store.commit import commit_videos
 from pipeline.store.compact import compact_cache
 from pipeline.store.fragment import (
     MAX_ROW_GROUP_BYTES,
@@ -623,3 +624,14 @@ def test_readers_and_writers_miss_nothing_while_compactions_run_and_are_killed(t
     cache = open_cache(tmp_path)
     assert len(cache) == 3 * COMMITS
     assert {cache.row(f"shared-{n}").created_ns for n in range(COMMITS)} == {11}
+
+
+def test_a_task_committed_again_while_compaction_merges_it_away_is_one_row(tmp_path):
+    build(tmp_path, make_sample(seed=1).pending("w", key="b" * 64))
+    video = make_sample().pending("v")
+    with ThreadPoolExecutor(3) as pool:
+        commits = pool.submit(lambda: [commit_videos(tmp_path, [video]) for _ in range(150)])
+        while not commits.done():
+            compact_cache(tmp_path)
+    assert {row.video_id for rows in commits.result() for row in rows} == {"v"}
+    assert list(open_cache(tmp_path).ids()) == ["v", "w"]
