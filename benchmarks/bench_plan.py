@@ -150,7 +150,7 @@ def measure_steps(corpus: str, root: Path) -> None:
     refs = measured_listing(corpus)
     if not root.exists():
         plan = measured("make_plan", lambda: make_plan(refs, None))
-        measured("tasks(16, workers=64)", lambda: plan.tasks(16, workers=64))
+        measured("tasks", plan.tasks)
         return
     table = measured("Index.read", lambda: Index.read(root).table)
     known = {"fingerprint": read_manifest(root).fingerprint, "shard_sizes": shard_sizes(root)}

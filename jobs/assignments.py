@@ -2,10 +2,10 @@
 
 When a worker dies, each video it had not assembled is a suspect: it is run again alone, and only a
 worker that dies with one video alone condemns that video. What was assembled cannot have been the
-cause and is simply done again. Nothing in here knows Ray.
+cause and is simply done again, and so is what a worker had that went with its whole node, for
+nodes are taken away and come back. Nothing in here knows Ray.
 """
 
-import itertools
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -17,12 +17,12 @@ CHUNKS_PER_WORKER = 4
 """A worker is given this part of an even share of what is left, so that all end together."""
 
 MAX_LOSSES = 2
-"""A video lost so often after it was assembled is a suspect as well."""
+"""A video lost more often than this after it was assembled, or with a node, is a suspect too."""
 
 
 @dataclass(slots=True, eq=False)
 class Holding:
-    """What one worker has: videos by id, each as a task of its own."""
+    """What one worker has, by video id."""
 
     unassembled: dict[str, Task] = field(default_factory=dict)
     uncommitted: dict[str, Task] = field(default_factory=dict)
@@ -47,8 +47,8 @@ class Assignments:
     def __init__(
         self, tasks: Sequence[Task], *, num_workers: int, min_videos: int, max_videos: int
     ) -> None:
-        self._fresh = itertools.chain.from_iterable(task.alone() for task in tasks)
-        self._num_fresh = sum(len(task.videos) for task in tasks)
+        self._fresh = iter(tasks)
+        self._num_fresh = len(tasks)
         self._again: deque[Task] = deque()
         self._suspects: deque[Task] = deque()
         self._losses: Counter[str] = Counter()
@@ -88,17 +88,18 @@ class Assignments:
             del holding.uncommitted[row.video_id]
             self._num_open -= 1
 
-    def lost(self, holding: Holding) -> Task | None:
+    def lost(self, holding: Holding, *, with_node: bool = False) -> Task | None:
         """Take back what a dead worker held; the video that is to blame, when that is certain."""
-        videos = [*holding.unassembled.values(), *holding.uncommitted.values()]
-        if holding.has_suspect and len(videos) == 1:
-            self._num_open -= 1
-            return videos[0]
-        self._suspects.extend(holding.unassembled.values())
-        for video_id, task in holding.uncommitted.items():
-            self._losses[video_id] += 1
-            again = self._suspects if self._losses[video_id] > MAX_LOSSES else self._again
-            again.append(task)
+        held = holding.unassembled | holding.uncommitted
+        suspects = {} if with_node else holding.unassembled
+        self._losses.update(held.keys() - suspects.keys())
+        is_alone = holding.has_suspect and len(held) == 1
+        for video_id, task in held.items():
+            is_suspect = video_id in suspects or self._losses[video_id] > MAX_LOSSES
+            if is_alone and (is_suspect or not with_node):
+                self._num_open -= 1
+                return task
+            (self._suspects if is_suspect or is_alone else self._again).append(task)
         return None
 
     def _next(self) -> Task:
@@ -108,6 +109,6 @@ class Assignments:
         return next(self._fresh)
 
     def _give(self, holding: Holding, videos: list[Task]) -> list[Task]:
-        holding.unassembled |= {task.videos[0].video_id: task for task in videos}
+        holding.unassembled |= {task.video_id: task for task in videos}
         holding.num_taken += len(videos)
         return videos

@@ -1,15 +1,16 @@
 """One build from corpus to summary, on either runner."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from jobs.events import Committed, Event
 from jobs.failures import FailureBudget
 from jobs.plan import BuildPlan, Task, make_plan
-from jobs.progress import Progress, Tally
+from jobs.progress import Progress, Tally, say_line
 from pipeline.corpus import find_videos
 from pipeline.fusion import check_settings
 from pipeline.store.index import Index
@@ -26,6 +27,11 @@ class Runner(Protocol):
     @property
     def manifest(self) -> Manifest:
         """What this runner builds."""
+        ...
+
+    @property
+    def metrics_urls(self) -> Sequence[str]:
+        """Where this build can be watched that nobody could know of otherwise."""
         ...
 
     def run(self, tasks: Sequence[Task]) -> Iterator[Event]:
@@ -60,10 +66,12 @@ def plan_build(
     *,
     retry_failed: bool = False,
     limit: int | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> BuildPlan:
     """What ``build`` would do, from names, sizes, times and the index.
 
-    A video is opened only when its path or modification time changed and its size did not.
+    A video is opened only when its path or modification time changed and its size did not; if
+    that takes long, ``say`` (None: stderr) is told now and then.
 
     Raises:
         FusionError: the fusion method cannot do what is asked of it.
@@ -88,6 +96,7 @@ def plan_build(
         shard_sizes=shard_sizes(root),
         retry_failed=retry_failed,
         limit=limit,
+        say=say,
     )
 
 
@@ -109,13 +118,16 @@ def build(
         CacheMismatchError: the cache was built with another configuration.
         CacheError: the cache cannot be written.
     """
-    plan = plan_build(sources, root, config, retry_failed=retry_failed, limit=limit)
+    say = partial(say_line, style=progress_style)
+    plan = plan_build(sources, root, config, retry_failed=retry_failed, limit=limit, say=say)
     model = config.encoder.model
     if Path(model).is_dir():
         config = config.override("encoder", model=str(Path(model).resolve()))
     runner = _make_runner(config, root)
     try:
         create_or_check(root, runner.manifest)
+        for url in runner.metrics_urls:
+            say(f"metrics: {url}")
         tally = Tally(total=len(plan.todo))
         return _run(runner, plan, tally, config, progress_style)
     finally:
@@ -138,8 +150,7 @@ def _run(
     budget = FailureBudget(config.run.max_failures)
     progress = Progress(tally, style=progress_style)
     try:
-        tasks = plan.tasks(config.store.max_videos_per_task, workers=config.run.workers)
-        for event in runner.run(tasks):
+        for event in runner.run(plan.tasks()):
             progress.note(event)
             if isinstance(event, Committed):
                 for row in event.rows:

@@ -34,14 +34,12 @@ def plan(
 
     config = resolve_config(config_file, flags)
     planned = plan_build(corpus, root, config, retry_failed=retry_failed, limit=limit)
-    tasks = planned.tasks(config.store.max_videos_per_task, workers=config.run.workers)
     counts = {
         "videos": planned.num_videos,
         "done": planned.num_done,
         "failed_before": planned.num_failed_before,
         "to_do": len(planned.todo),
         "to_do_bytes": planned.todo_bytes,
-        "tasks": len(tasks),
     }
     if as_json:
         import dataclasses

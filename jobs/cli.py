@@ -4,6 +4,7 @@ stdout is data, stderr is talk. Exit codes: 0 done, 1 user error, 2 usage, 3 fin
 inside the budget (or damage found), 4 failure budget exceeded.
 """
 
+import signal
 import sys
 from typing import Any
 
@@ -57,5 +58,6 @@ for verb in VERBS:
 
 
 def main() -> None:
-    """Entry point of ``tokenreel``."""
+    """Entry point of ``tokenreel``; being told to terminate is taken like Ctrl-C."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     cli(prog_name="tokenreel")

@@ -11,7 +11,7 @@ from schemas.manifest import Manifest
 
 
 class LocalRunner:
-    """Runs tasks one after the other on this process's own worker."""
+    """Runs a build on this process's own worker."""
 
     def __init__(self, config: BuildConfig, root: Path) -> None:
         self._worker = Worker(config, root)
@@ -21,10 +21,14 @@ class LocalRunner:
         """What this runner would build."""
         return self._worker.manifest
 
+    @property
+    def metrics_urls(self) -> Sequence[str]:
+        """None: metrics are Ray's."""
+        return ()
+
     def run(self, tasks: Sequence[Task]) -> Iterator[Event]:
         """Yield what happens to the videos."""
-        for task in tasks:
-            self._worker.add(task)
+        self._worker.add(tasks)
         self._worker.finish()
         return self._worker.run()
 

@@ -7,7 +7,7 @@ those of counters.
 import logging
 import math
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -144,9 +144,9 @@ class DriverMetrics:
         self._recorder = Recorder(cache)
         self._num_remaining = 0
 
-    def begin(self, tasks: Iterable[Task]) -> None:
+    def begin(self, tasks: Sequence[Task]) -> None:
         """Note what is to do."""
-        self.finished(-sum(len(task.videos) for task in tasks))
+        self.finished(-len(tasks))
 
     def finished(self, num_videos: int) -> None:
         """Note videos that a worker has committed and counted."""

@@ -1,6 +1,5 @@
-"""What a build would do: which videos are new, which are done, and how they form tasks."""
+"""What a build would do: which videos are new, which are done, and in which order."""
 
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,9 +16,6 @@ import pyarrow.compute as pc
 
 from pipeline.keys import content_digest
 from schemas.video import VideoRef
-
-TASKS_PER_WORKER = 4
-"""With several workers at least so many tasks each, so that none is left with one long task."""
 
 DONE_COLUMNS = (
     "video_id",
@@ -47,24 +43,19 @@ Bools = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Videos that one worker processes and commits together.
+    """One video to process.
 
-    Per video ``attempts`` is how often it was tried before, and ``newer_than_ns`` the time of its
-    row in the index: a new row must be younger, whatever the clocks of two machines say.
+    ``attempts`` is how often it was tried before, and ``newer_than_ns`` the time of its row in the
+    index: a new row must be younger, whatever the clocks of two machines say.
     """
 
-    videos: tuple[VideoRef, ...]
-    attempts: tuple[int, ...]
-    newer_than_ns: tuple[int, ...]
+    ref: VideoRef
+    attempts: int = 0
+    newer_than_ns: int = 0
 
     @property
-    def size_bytes(self) -> int:
-        return sum(max(0, ref.size_bytes) for ref in self.videos)
-
-    def alone(self) -> "list[Task]":
-        """The same videos as tasks of one each."""
-        columns = zip(self.videos, self.attempts, self.newer_than_ns, strict=True)
-        return [Task((ref,), (tried,), (time_ns,)) for ref, tried, time_ns in columns]
+    def video_id(self) -> str:
+        return self.ref.video_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,20 +73,12 @@ class BuildPlan:
     def todo_bytes(self) -> int:
         return sum(max(0, ref.size_bytes) for ref in self.todo)
 
-    def tasks(self, max_videos: int, *, workers: int = 1) -> list[Task]:
-        """Tasks of at most ``max_videos``, the largest videos first, enough to busy all workers."""
+    def tasks(self) -> list[Task]:
+        """What is to do, the largest files first."""
         by_id = sorted(self.todo, key=lambda ref: ref.video_id)
-        ordered = sorted(by_id, key=lambda ref: ref.size_bytes, reverse=True)
-        even_share = math.ceil(len(ordered) / (workers * TASKS_PER_WORKER))
-        size = max_videos if workers == 1 else max(1, min(max_videos, even_share))
-        groups = [ordered[i : i + size] for i in range(0, len(ordered), size)]
         return [
-            Task(
-                tuple(group),
-                tuple(self.attempts.get(ref.video_id, 0) for ref in group),
-                tuple(self.newer_than_ns.get(ref.video_id, 0) for ref in group),
-            )
-            for group in groups
+            Task(ref, self.attempts.get(ref.video_id, 0), self.newer_than_ns.get(ref.video_id, 0))
+            for ref in sorted(by_id, key=lambda ref: ref.size_bytes, reverse=True)
         ]
 
 

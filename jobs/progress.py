@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import IO
 
+import click
 from tqdm import tqdm
 
 from jobs.events import Assembled, Committed, Event
@@ -94,6 +95,13 @@ class Tally:
             f"{self.finished}/{self.total} videos  {self.videos_per_second:.2f} videos/s  "
             f"{self.kept} of tokens  {self.failed} failed{eta}"
         )
+
+
+def say_line(text: str, style: str) -> None:
+    """A remark on stderr: as it is, or with style "json" as an object of a line."""
+    if style != "none":
+        line = json.dumps({"event": "note", "text": text}) if style == "json" else text
+        click.echo(line, err=True)
 
 
 class Progress:

@@ -15,8 +15,11 @@ from schemas.errors import ConfigError, TokenreelError
 CONNECT_SECONDS = 10.0
 
 
-def connect(run: RunConfig) -> None:
+def connect(run: RunConfig) -> bool:
     """Join the cluster at ``run.address`` or RAY_ADDRESS, or start one on this machine only.
+
+    Returns:
+        Whether one was started.
 
     Raises:
         TokenreelError: nothing answers at that address.
@@ -39,6 +42,7 @@ def connect(run: RunConfig) -> None:
             f"no Ray at address {address!r}: {one_line(error)}. Start one with `ray start "
             "--head`, or leave --address out to run on this machine"
         ) from error
+    return address is None
 
 
 def gpus_per_worker(config: BuildConfig) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import (
+    ActorUnavailableError,
     NodeDiedError,
     ObjectLostError,
     OutOfMemoryError,
@@ -19,7 +20,7 @@ from ray.exceptions import (
 from jobs.assignments import Assignments, Holding
 from jobs.events import Assembled, Committed, Event, Lost
 from jobs.failures import failed_row
-from jobs.metrics import DriverMetrics
+from jobs.metrics import DriverMetrics, metrics_urls
 from jobs.plan import Task
 from jobs.ray_cluster import connect, gpus_per_worker, one_line, require_resources
 from jobs.worker import Worker
@@ -32,6 +33,9 @@ from schemas.manifest import Manifest
 
 WORKER_DEATHS = (RayActorError, OutOfMemoryError, NodeDiedError, ObjectLostError)
 """How Ray says that a process is gone: crashed or killed, by its memory monitor, with its node."""
+
+OUT_OF_REACH = (ActorUnavailableError, NodeDiedError, ObjectLostError)
+"""Those of them that say nothing about the process itself: its node went, or the way to it."""
 
 PATIENCE_SECONDS = 30.0
 """While nobody works, how often to ask whether a worker can still come."""
@@ -49,6 +53,7 @@ class Member:
 
     actor: Any
     start: Any
+    node_id: str = ""
     events: Any = None
     holding: Holding = field(default_factory=Holding)
 
@@ -70,8 +75,8 @@ class RayRunner:
         self._fingerprint = ""
         self._failed_starts = 0
         self._owns_ray = not ray.is_initialized()
-        if self._owns_ray:
-            connect(config.run)
+        is_new_ray = self._owns_ray and connect(config.run)
+        self.metrics_urls = metrics_urls() if is_new_ray else []
         self._metrics = DriverMetrics(str(root))
         try:
             self._num_gpus = gpus_per_worker(config)
@@ -95,7 +100,7 @@ class RayRunner:
             tasks,
             num_workers=self._config.run.workers,
             min_videos=self._config.decode.children + 1,
-            max_videos=self._config.store.max_videos_per_task,
+            max_videos=self._config.run.videos_at_a_time,
         )
         self._metrics.begin(tasks)
         for member in self._crew:
@@ -155,6 +160,7 @@ class RayRunner:
     def _await_start(self, member: Member) -> Manifest:
         try:
             manifest: Manifest = ray.get(member.start)
+            member.node_id = ray.get(member.actor.node_id.remote())
         except RayTaskError as error:
             raise _cause(error) from error
         self._failed_starts = 0
@@ -216,29 +222,37 @@ class RayRunner:
         if member.holding.uncommitted:
             yield Lost(tuple(member.holding.uncommitted))
         self._replace(member)
-        condemned = assignments.lost(member.holding)
+        with_node = _went_with_node(member, death)
+        condemned = assignments.lost(member.holding, with_node=with_node)
         if condemned is not None:
             yield self._quarantine(condemned, death)
 
     def _quarantine(self, task: Task, death: Exception) -> Committed:
-        """Record the one video of ``task`` as the cause of its worker's death."""
+        """Record a video as the cause of its worker's death."""
         error = WorkerDiedError(
-            "its worker process died twice with this video, the second time with it alone: "
+            "its worker died more than once with this video, the last time with it alone: "
             f"{one_line(death)}"
         )
-        ref = task.videos[0]
         row = failed_row(
-            ref,
+            task.ref,
             error,
             fingerprint=self._fingerprint,
-            attempts=task.attempts[0] + 2,
+            attempts=task.attempts + 2,
             writer=f"{socket.gethostname()}:{os.getpid()}",
-            content_sha256=_digest_if_readable(ref.path),
-            newer_than_ns=task.newer_than_ns[0],
+            content_sha256=_digest_if_readable(task.ref.path),
+            newer_than_ns=task.newer_than_ns,
         )
         rows = tuple(commit_videos(self._root, [row]))
         self._metrics.quarantined(rows)
         return Committed(rows, 0.0)
+
+
+def _went_with_node(member: Member, death: Exception) -> bool:
+    """Whether a worker's death is its node's; Ray may notice the node's only some seconds later."""
+    if isinstance(death, OUT_OF_REACH):
+        return True
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return member.node_id not in {node["NodeID"] for node in nodes if node["Alive"]}
 
 
 def _digest_if_readable(path: str) -> str | None:

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
@@ -54,7 +54,7 @@ class ReadAhead:
         self._deliver = deliver
         self._room = Room(config.decode.read_ahead_bytes)
         self._is_closed = False
-        self._todo: SimpleQueue[tuple[VideoRef, int, int] | None] = SimpleQueue()
+        self._todo: SimpleQueue[Task | None] = SimpleQueue()
         self._readers = [
             FrameReader(config.decode, config.sampling) for _ in range(config.decode.children)
         ]
@@ -65,10 +65,10 @@ class ReadAhead:
         for thread in self._threads:
             thread.start()
 
-    def add(self, task: Task) -> None:
-        """Queue the videos of a task."""
-        for video in zip(task.videos, task.attempts, task.newer_than_ns, strict=True):
-            self._todo.put(video)
+    def add(self, tasks: Sequence[Task]) -> None:
+        """Queue more videos."""
+        for task in tasks:
+            self._todo.put(task)
 
     def taken(self, video: ReadVideo) -> None:
         """Say that a delivered video waits no more."""
@@ -86,17 +86,16 @@ class ReadAhead:
 
     def _serve(self, reader: FrameReader) -> None:
         with reader:
-            while (video := self._todo.get()) is not None and self._room.wait():
-                read = self._read(reader, *video)
+            while (task := self._todo.get()) is not None and self._room.wait():
+                read = self._read(reader, task)
                 if self._is_closed:  # whoever was broken off has not failed
                     return
                 self._room.enter(read.num_bytes)
                 self._deliver(read)
 
-    def _read(
-        self, reader: FrameReader, ref: VideoRef, tried: int, newer_than_ns: int
-    ) -> ReadVideo:
-        video = ReadVideo(ref, tried + 1, newer_than_ns, None, None, 0.0)
+    def _read(self, reader: FrameReader, task: Task) -> ReadVideo:
+        ref = task.ref
+        video = ReadVideo(ref, task.attempts + 1, task.newer_than_ns, None, None, 0.0)
         started = time.perf_counter()
         digest = None
         try:

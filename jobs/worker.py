@@ -84,12 +84,12 @@ class Worker:
             },
         )
 
-    def add(self, task: Task) -> None:
+    def add(self, tasks: Sequence[Task]) -> None:
         """Give this worker more videos; from any thread, also while it runs."""
         with self._lock:
-            self._num_unassembled += len(task.videos)
-            self._num_uncommitted += len(task.videos)
-        self._read_ahead.add(task)
+            self._num_unassembled += len(tasks)
+            self._num_uncommitted += len(tasks)
+        self._read_ahead.add(tasks)
 
     def finish(self) -> None:
         """Say that no more videos will come: ``run`` ends once all are committed."""

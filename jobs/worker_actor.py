@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
+import ray
+
 from jobs.events import Event
 from jobs.metrics import WorkerMetrics
 from jobs.plan import Task
@@ -26,12 +28,15 @@ class WorkerActor:
         self._parts = worker, WorkerMetrics(root)
         return worker.manifest
 
+    def node_id(self) -> str:
+        """The Ray node this process runs on."""
+        return str(ray.get_runtime_context().get_node_id())
+
     def add(self, tasks: Sequence[Task]) -> None:
         """Queue videos."""
         worker, metrics = self._started
-        metrics.given(sum(len(task.videos) for task in tasks))
-        for task in tasks:
-            worker.add(task)
+        metrics.given(len(tasks))
+        worker.add(tasks)
 
     def run(self) -> Iterator[Event]:
         """Stream what happens; ends after ``close``."""

@@ -167,36 +167,29 @@ class StoreConfig:
     """How the cache is written.
 
     What is encoded is committed once it holds ``shard_bytes``, at the latest ``commit_seconds``
-    after its first video was done, and when nothing else is left to do. A worker is given at most
-    ``max_videos_per_task`` videos at a time.
+    after its first video was done, and when nothing else is left to do.
     """
 
     shard_bytes: int = 256 * 2**20
     commit_seconds: float = 120.0
-    max_videos_per_task: int = 16
 
     def __post_init__(self) -> None:
         _make_floats(self, "commit_seconds")
         _require(self.shard_bytes >= 1, "store.shard_bytes", self.shard_bytes, "at least 1")
         seconds = self.commit_seconds
         _require(0 < seconds <= 1e7, "store.commit_seconds", seconds, "a number in (0, 1e7]")
-        _require(
-            self.max_videos_per_task >= 1,
-            "store.max_videos_per_task",
-            self.max_videos_per_task,
-            "at least 1",
-        )
 
 
 @dataclass(frozen=True, slots=True)
 class RunConfig:
     """Where a build runs and when it gives up.
 
-    ``gpus_per_worker`` None is one where the Ray cluster has any, unless ``encoder.device`` is
-    the CPU. ``recycle_videos``: a Ray worker is replaced after so many videos, for encoders that
-    leak memory; None keeps it (decode children are always replaced after 500). ``max_failures``:
-    an int is a count, a float in (0, 1) a fraction of the videos tried so far that counts after
-    the first 100; None never stops.
+    A Ray worker is given at most ``videos_at_a_time``. ``gpus_per_worker`` None is one where the
+    Ray cluster has any, unless ``encoder.device`` is the CPU. ``recycle_videos``: a Ray
+    worker is replaced after so many videos, for encoders that leak memory; None keeps it (decode
+    children are always replaced after 500). ``max_failures``: an int is a count, a float in
+    (0, 1) a fraction of the videos tried so far that counts after the first 100; None never
+    stops.
     """
 
     runner: str = "local"
@@ -204,6 +197,7 @@ class RunConfig:
     workers: int = 1
     cpus_per_worker: float = 1.0
     gpus_per_worker: float | None = None
+    videos_at_a_time: int = 16
     recycle_videos: int | None = None
     max_failures: float | int | None = None
 
@@ -215,6 +209,8 @@ class RunConfig:
         _require(0 <= cpus <= 1e4, "run.cpus_per_worker", cpus, "a number in [0, 1e4]")
         gpus = self.gpus_per_worker
         _require(gpus is None or 0 <= gpus <= 1e4, "run.gpus_per_worker", gpus, "in [0, 1e4]")
+        given = self.videos_at_a_time
+        _require(given >= 1, "run.videos_at_a_time", given, "at least 1")
         recycle = self.recycle_videos
         _require(recycle is None or recycle >= 1, "run.recycle_videos", recycle, "at least 1")
         if self.runner == "local":

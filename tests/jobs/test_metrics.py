@@ -147,7 +147,7 @@ def test_the_driver_counts_deaths_of_workers_and_the_videos_that_cause_them(
         ("remaining_videos",): 0,
     }
     try:
-        list(runner.run(make_plan(videos, None).tasks(16)))
+        list(runner.run(make_plan(videos, None).tasks()))
         found = wait_for(root, expected)
     finally:
         runner.close()

@@ -34,8 +34,7 @@ def corpus(tmp_path_factory):
 def config(tiny_checkpoint):
     sections = {
         "encoder": {"model": str(tiny_checkpoint), "device": "cpu"},
-        "store": {"max_videos_per_task": 3},
-        "run": {"runner": "ray", "workers": 2},
+        "run": {"runner": "ray", "workers": 2, "videos_at_a_time": 3},
     }
     return parse_config(sections)
 
@@ -77,7 +76,7 @@ def test_a_dead_worker_costs_no_video_and_only_the_one_that_kills_every_time_is_
     runner = RayRunner(config, root, worker_class=MortalWorker)
     try:
         create_or_check(root, runner.manifest)
-        tasks = make_plan(find_videos([str(copy)]), None).tasks(3)
+        tasks = make_plan(find_videos([str(copy)]), None).tasks()
         events = list(runner.run(tasks))
     finally:
         runner.close()

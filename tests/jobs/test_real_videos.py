@@ -25,8 +25,11 @@ def caches(tmp_path_factory, tiny_checkpoint):
     for runner in ("local", "ray"):
         sections = {
             "encoder": {"model": str(tiny_checkpoint), "device": "cpu"},
-            "run": {"runner": runner, "workers": 2 if runner == "ray" else 1},
-            "store": {"max_videos_per_task": 3},
+            "run": {
+                "runner": runner,
+                "workers": 2 if runner == "ray" else 1,
+                "videos_at_a_time": 3,
+            },
         }
         config = parse_config(sections)
         summary = build([str(REAL)], root / runner, config, progress_style="none")

@@ -38,12 +38,11 @@ def clips(tmp_path_factory):
     return sorted(folder.iterdir())
 
 
-def task_of(paths):
-    refs = [
-        VideoRef(path.name, str(path), path.stat().st_size, path.stat().st_mtime_ns)
+def tasks_of(paths):
+    return [
+        Task(VideoRef(path.name, str(path), path.stat().st_size, path.stat().st_mtime_ns))
         for path in paths
     ]
-    return Task(tuple(refs), (0,) * len(refs), (0,) * len(refs))
 
 
 def entries(*names):
@@ -82,7 +81,7 @@ def test_no_video_is_begun_while_enough_frames_wait_for_the_encoder(clips):
     delivered = SimpleQueue()
     reading = ReadAhead(config, lambda frames, *_: frames.copy(), delivered.put)
     try:
-        reading.add(task_of(clips))
+        reading.add(tasks_of(clips))
         first = delivered.get(timeout=SOON)
         with pytest.raises(Empty):
             delivered.get(timeout=0.3)
@@ -96,7 +95,7 @@ def test_videos_are_read_ahead_while_the_encoder_is_busy(clips):
     delivered = SimpleQueue()
     reading = ReadAhead(parse_config({}), lambda frames, *_: frames.copy(), delivered.put)
     try:
-        reading.add(task_of(clips))
+        reading.add(tasks_of(clips))
         names = [delivered.get(timeout=SOON).ref.video_id for _ in clips]
     finally:
         reading.close()
@@ -156,7 +155,7 @@ def test_a_worker_says_of_each_video_first_that_it_is_assembled_then_that_it_is_
     worker = Worker(config, tmp_path)
     create_or_check(tmp_path, worker.manifest)
     try:
-        worker.add(task_of(clips))
+        worker.add(tasks_of(clips))
         worker.finish()
         events = list(worker.run())
     finally:
@@ -176,7 +175,7 @@ def test_a_worker_that_is_closed_ends_its_run_and_its_decode_children(
     threads = set(threading.enumerate())
     worker = Worker(config, tmp_path)
     create_or_check(tmp_path, worker.manifest)
-    worker.add(task_of(clips))
+    worker.add(tasks_of(clips))
     running = worker.run()
     next(running)
     worker.close()

@@ -1,0 +1,217 @@
+"""A build on Ray whose workers and drivers are killed again and again, against an undisturbed one.
+
+Run: python benchmarks/soak_build.py [--videos 200] [--kills 40] [--seed 0]
+Exit code 0 when every video has the digests of the undisturbed build, no row is there twice, and
+after `tokenreel compact` no file is left that no row refers to.
+"""
+
+import argparse
+import contextlib
+import datetime as dt
+import os
+import platform
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from pipeline.cache import open_cache
+from pipeline.decode.clips import write_scene_clip
+from pipeline.encoders.tiny import write_tiny_checkpoint
+from pipeline.store.fragment import fragment_paths, read_fragment
+from pipeline.store.shard import shard_sizes
+from pipeline.store.verify import verify_cache
+
+REPOSITORY = Path(__file__).parents[1]
+DRIVER_SHARE = 0.25
+"""Of the kills; the others hit a worker."""
+
+MAX_DELAY_SECONDS = 0.5
+SETTINGS = "[store]\nshard_bytes = 60000\ncommit_seconds = 2\n[run]\nvideos_at_a_time = 4\n"
+
+
+@dataclass
+class Soak:
+    """One disturbed build, run again until it is done."""
+
+    corpus: Path
+    model: Path
+    folder: Path
+    num_videos: int
+    num_kills: int
+    random: random.Random
+    killed: Counter = field(default_factory=Counter)
+    num_runs: int = 0
+
+    @property
+    def cache(self) -> Path:
+        return self.folder / "disturbed"
+
+    def run_until_done(self) -> None:
+        """Run again after each kill, and after videos were quarantined by two kills in a row."""
+        while (code := self._run()) != 0:
+            if code not in (3, -signal.SIGKILL):
+                raise RuntimeError(f"a build ended with exit code {code}")
+
+    def _run(self) -> int:
+        """One driver from its start to its end, of its own accord or killed."""
+        self.num_runs += 1
+        with subprocess.Popen(
+            build_command(self, self.cache, "--runner", "ray", "--workers", "2", "--retry-failed"),
+            cwd=REPOSITORY,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as driver:
+            num_left = self._until_next_kill()
+            for line in driver.stderr:
+                if not line.startswith('{"event": "video"'):
+                    continue
+                num_left -= 1
+                if num_left > 0 or self.killed.total() >= self.num_kills:
+                    continue
+                time.sleep(self.random.uniform(0, MAX_DELAY_SECONDS))
+                if self.random.random() < DRIVER_SHARE:
+                    driver.kill()
+                    self.killed["driver"] += 1
+                    break
+                if workers := worker_pids(driver.pid):
+                    kill(self.random.choice(workers))
+                    self.killed["worker"] += 1
+                    num_left = self._until_next_kill()
+        return driver.returncode
+
+    def _until_next_kill(self) -> int:
+        """Videos to be committed before it; few enough that the kills come before the end."""
+        return self.random.randint(0, self.num_videos // self.num_kills)
+
+
+def build_command(soak: Soak, cache: Path, *flags: str) -> list[str]:
+    settings = soak.folder / "build.toml"
+    settings.write_text(SETTINGS)
+    return [
+        *(sys.executable, "-m", "jobs", "build", str(soak.corpus), "--out", str(cache)),
+        *("--model", str(soak.model), "--device", "cpu", "--json", "--config", str(settings)),
+        *flags,
+    ]
+
+
+def worker_pids(driver: int) -> list[int]:
+    """Ray processes with a Worker inside that descend from ``driver``."""
+    parents, workers = {}, []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            pid = int(process.name)
+            parents[pid] = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+            if (process / "cmdline").read_bytes().startswith(b"ray::WorkerActor"):
+                workers.append(pid)
+    return sorted(pid for pid in workers if driver in ancestors(pid, parents))
+
+
+def ancestors(pid: int, parents: dict[int, int]) -> Iterator[int]:
+    while pid := parents.get(pid, 0):
+        yield pid
+
+
+def kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the disturbed cache holds, seen beside the undisturbed one."""
+
+    num_videos: int
+    num_equal: int
+    num_duplicates: int
+    num_orphans: int
+    num_damaged: int
+
+    @property
+    def holds(self) -> bool:
+        troubles = (self.num_duplicates, self.num_orphans, self.num_damaged)
+        return self.num_equal == self.num_videos and not any(troubles)
+
+
+def compare(undisturbed: Path, disturbed: Path, num_videos: int) -> Verdict:
+    """Compact the disturbed cache and look at every row, file and byte of it."""
+    command = [sys.executable, "-m", "jobs", "compact", str(disturbed), "--grace-seconds", "0"]
+    subprocess.run(command, cwd=REPOSITORY, check=True, stderr=subprocess.DEVNULL)
+    expected, found = digests(undisturbed), digests(disturbed)
+    equal = sum(found.get(video_id) == digest for video_id, digest in expected.items())
+    num_rows = sum(read_fragment(path).num_rows for path in fragment_paths(disturbed))
+    cache = open_cache(disturbed)
+    used = {cache.row(video_id).shard for video_id in cache.ids()}
+    stray = set(shard_sizes(disturbed)) - used
+    findings = list(verify_cache(disturbed))
+    damaged = sum(finding.is_damage for finding in findings)
+    return Verdict(
+        num_videos, equal, num_rows - len(found), max(len(stray), len(findings) - damaged), damaged
+    )
+
+
+def digests(root: Path) -> dict[str, tuple[str, int]]:
+    cache = open_cache(root)
+    rows = map(cache.row, cache.ids())
+    return {row.video_id: (row.key, row.head_digest) for row in rows}
+
+
+def soak(folder: Path, *, num_videos: int, num_kills: int, seed: int) -> tuple[Soak, Verdict]:
+    """Both builds and their comparison, in ``folder``."""
+    corpus = folder / "corpus"
+    corpus.mkdir()
+    for number in range(num_videos):
+        path = corpus / f"{number:03d}.mp4"
+        write_scene_clip(path, seed=number, seconds=1.0, width=96, height=64, fps=8)
+    model = write_tiny_checkpoint(folder / "model")
+    run = Soak(corpus, model, folder, num_videos, num_kills, random.Random(seed))
+    subprocess.run(
+        build_command(run, folder / "undisturbed"),
+        cwd=REPOSITORY,
+        check=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    run.run_until_done()
+    return run, compare(folder / "undisturbed", run.cache, num_videos)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--videos", type=int, default=200)
+    parser.add_argument("--kills", type=int, default=40)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        run, verdict = soak(
+            Path(folder), num_videos=given.videos, num_kills=given.kills, seed=given.seed
+        )
+    print(f"machine: {platform.machine()}, {os.cpu_count()} cores, {platform.system()}")
+    print(f"date: {dt.date.today()}  command: python benchmarks/soak_build.py --seed {given.seed}")
+    print(
+        f"killed {run.killed['worker']} workers and {run.killed['driver']} drivers; "
+        f"{run.num_runs} runs, {time.monotonic() - started:.0f} s in all"
+    )
+    print(
+        f"{verdict.num_equal} of {verdict.num_videos} videos equal to the undisturbed build, "
+        f"{verdict.num_duplicates} duplicate rows, {verdict.num_orphans} orphans after compact, "
+        f"{verdict.num_damaged} damaged"
+    )
+    enough = run.killed.total() >= given.kills
+    print("HELD" if verdict.holds and enough else "NOT HELD")
+    return 0 if verdict.holds and enough else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
