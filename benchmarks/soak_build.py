@@ -34,8 +34,8 @@ REPOSITORY = Path(__file__).parents[1]
 DRIVER_SHARE = 0.25
 """Of the kills; the others hit a worker."""
 
-MAX_DELAY_SECONDS = 0.5
-SETTINGS = "[store]\nshard_bytes = 60000\ncommit_seconds = 2\n[run]\nvideos_at_a_time = 4\n"
+MAX_DELAY_SECONDS = 0.1
+SETTINGS = "[preprocess]\nmax_pixels = 262144\n[store]\nshard_bytes = 200000\ncommit_seconds = 2\n[run]\nvideos_at_a_time = 4\n"
 
 
 @dataclass
@@ -92,7 +92,7 @@ class Soak:
 
     def _until_next_kill(self) -> int:
         """Videos to be committed before it; few enough that the kills come before the end."""
-        return self.random.randint(0, self.num_videos // self.num_kills)
+        return self.random.randint(0, self.num_videos // (2 * self.num_kills))
 
 
 def build_command(soak: Soak, cache: Path, *flags: str) -> list[str]:
@@ -172,7 +172,7 @@ def soak(folder: Path, *, num_videos: int, num_kills: int, seed: int) -> tuple[S
     corpus.mkdir()
     for number in range(num_videos):
         path = corpus / f"{number:03d}.mp4"
-        write_scene_clip(path, seed=number, seconds=1.0, width=96, height=64, fps=8)
+        write_scene_clip(path, seed=number, seconds=4.0, width=320, height=240, fps=12)
     model = write_tiny_checkpoint(folder / "model")
     run = Soak(corpus, model, folder, num_videos, num_kills, random.Random(seed))
     subprocess.run(

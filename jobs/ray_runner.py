@@ -28,7 +28,7 @@ from jobs.worker_actor import CONCURRENT_CALLS, WorkerActor
 from pipeline.keys import content_digest
 from pipeline.store.commit import commit_videos
 from schemas.config import BuildConfig
-from schemas.errors import WorkerDiedError
+from schemas.errors import ConfigError, WorkerDiedError
 from schemas.manifest import Manifest
 
 WORKER_DEATHS = (RayActorError, OutOfMemoryError, NodeDiedError, ObjectLostError)
@@ -76,9 +76,9 @@ class RayRunner:
         self._failed_starts = 0
         self._owns_ray = not ray.is_initialized()
         is_new_ray = self._owns_ray and connect(config.run)
-        self.metrics_urls = metrics_urls() if is_new_ray else []
-        self._metrics = DriverMetrics(str(root))
         try:
+            self.metrics_urls = metrics_urls() if is_new_ray else []
+            self._metrics = DriverMetrics(str(root))
             self._num_gpus = gpus_per_worker(config)
             require_resources(config.run, self._num_gpus, workers=config.run.workers)
             self.manifest: Manifest = self._first_start([self._hire()])
@@ -183,8 +183,18 @@ class RayRunner:
         timeout = None if is_working else PATIENCE_SECONDS
         ready, _ = ray.wait(list(by_call), num_returns=1, timeout=timeout, fetch_local=False)
         if not ready:
-            require_resources(self._config.run, self._num_gpus, workers=1)
+            self._require_hope()
         return [by_call[call] for call in ready]
+
+    def _require_hope(self) -> None:
+        """Raise WorkerDiedError when the cluster can no longer hold a single worker."""
+        try:
+            require_resources(self._config.run, self._num_gpus, workers=1)
+        except ConfigError as error:
+            raise WorkerDiedError(
+                f"no worker is left, and none can come: {error}. If nodes were taken away, add "
+                "others and run the same command again; everything committed so far is in the cache"
+            ) from error
 
     def _hear(self, member: Member) -> Event | None:
         """The member's next event; None when all it says is that it is ready."""

@@ -74,13 +74,17 @@ class ReadAhead:
         """Say that a delivered video waits no more."""
         self._room.leave(video.num_bytes)
 
-    def close(self) -> None:
+    def interrupt(self) -> None:
         """End the decode children at once; a video in the middle is not delivered."""
         self._is_closed = True
         self._room.close()
         for reader in self._readers:
             self._todo.put(None)
             reader.interrupt()
+
+    def close(self) -> None:
+        """Interrupt, and wait until nothing is read any more."""
+        self.interrupt()
         for thread in self._threads:
             thread.join()
 

@@ -118,9 +118,10 @@ class Worker:
 
     def close(self) -> None:
         """End the decode children at once, commit what is encoded, and end ``run``."""
-        self._read_ahead.close()
+        self._read_ahead.interrupt()
         self._assembler.close()
         self._committer.close()
+        self._read_ahead.close()
         self._is_closed = True
         self._inbox.put(None)
 

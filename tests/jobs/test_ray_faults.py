@@ -135,7 +135,7 @@ def test_broken_and_hanging_videos_are_recorded_and_tried_again_on_request(tmp_p
 
 def test_a_video_whose_decode_is_broken_off_by_the_end_of_a_build_has_not_failed(tmp_path, hurried):
     write_hanging_clip(tmp_path / "hanging.mp4")
-    [task] = plan_build([str(tmp_path)], tmp_path / "cache", hurried).tasks()
+    tasks = plan_build([str(tmp_path)], tmp_path / "cache", hurried).tasks()
     begun, delivered = SimpleQueue(), SimpleQueue()
 
     def hang(frames, *_):
@@ -144,7 +144,7 @@ def test_a_video_whose_decode_is_broken_off_by_the_end_of_a_build_has_not_failed
         return frames.copy()
 
     reading = ReadAhead(hurried, hang, delivered.put)
-    reading.add(task)
+    reading.add(tasks)
     begun.get(timeout=PATIENCE_SECONDS)
     reading.close()
     assert delivered.empty()
