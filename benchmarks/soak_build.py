@@ -35,7 +35,15 @@ DRIVER_SHARE = 0.25
 """Of the kills; the others hit a worker."""
 
 MAX_DELAY_SECONDS = 0.1
-SETTINGS = "[preprocess]\nmax_pixels = 262144\n[store]\nshard_bytes = 200000\ncommit_seconds = 2\n[run]\nvideos_at_a_time = 4\n"
+SETTINGS = """
+[preprocess]
+max_pixels = 262144
+[store]
+shard_bytes = 200000
+commit_seconds = 2
+[run]
+videos_at_a_time = 4
+"""
 
 
 @dataclass
