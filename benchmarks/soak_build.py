@@ -100,7 +100,7 @@ class Soak:
 
     def _until_next_kill(self) -> int:
         """Videos to be committed before it; few enough that the kills come before the end."""
-        return self.random.randint(0, self.num_videos // (2 * self.num_kills))
+        return self.random.randint(0, self.num_videos // (4 * self.num_kills))
 
 
 def build_command(soak: Soak, cache: Path, *flags: str) -> list[str]:
