@@ -34,7 +34,7 @@ from schemas.config_file import parse_config
 from schemas.video import VideoProbe
 
 REPOSITORY = Path(__file__).parents[1]
-ROUNDS = 3
+ROUNDS = 2
 NUM_VIDEOS = 200
 NUM_CLIPS = 20
 

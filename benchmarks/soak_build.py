@@ -34,6 +34,7 @@ REPOSITORY = Path(__file__).parents[1]
 DRIVER_SHARE = 0.25
 """Of the kills; the others hit a worker."""
 
+NUM_SCENES = 20
 MAX_DELAY_SECONDS = 0.1
 SETTINGS = """
 [preprocess]
@@ -180,7 +181,11 @@ def soak(folder: Path, *, num_videos: int, num_kills: int, seed: int) -> tuple[S
     corpus.mkdir()
     for number in range(num_videos):
         path = corpus / f"{number:03d}.mp4"
-        write_scene_clip(path, seed=number, seconds=4.0, width=320, height=240, fps=12)
+        if number < NUM_SCENES:
+            write_scene_clip(path, seed=number, seconds=2.0, width=640, height=480, fps=24)
+        else:  # another content of the same scene: no demuxer looks behind the last box
+            scene = corpus / f"{number % NUM_SCENES:03d}.mp4"
+            path.write_bytes(scene.read_bytes() + number.to_bytes(16, "little"))
     model = write_tiny_checkpoint(folder / "model")
     run = Soak(corpus, model, folder, num_videos, num_kills, random.Random(seed))
     subprocess.run(

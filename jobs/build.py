@@ -123,7 +123,7 @@ def build(
     model = config.encoder.model
     if Path(model).is_dir():
         config = config.override("encoder", model=str(Path(model).resolve()))
-    runner = _make_runner(config, root)
+    runner = _make_runner(config, root, is_idle=not plan.todo)
     try:
         create_or_check(root, runner.manifest)
         for url in runner.metrics_urls:
@@ -134,8 +134,9 @@ def build(
         runner.close()
 
 
-def _make_runner(config: BuildConfig, root: Path) -> Runner:
-    if config.run.runner == "ray":
+def _make_runner(config: BuildConfig, root: Path, *, is_idle: bool) -> Runner:
+    """The runner asked for; to compare the checkpoint with the cache's no Ray is started."""
+    if config.run.runner == "ray" and not is_idle:
         from jobs.ray_runner import RayRunner
 
         return RayRunner(config, root.resolve())

@@ -1,7 +1,9 @@
 """The verbs that make caches; heavy imports live inside them."""
 
+import io
 import json
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -79,14 +81,15 @@ def build(
     from jobs.build import build as run_build
     from jobs.summary import summary_json, summary_lines
 
-    summary = run_build(
-        corpus,
-        root,
-        config,
-        retry_failed=retry_failed,
-        limit=limit,
-        progress_style="json" if as_json else "auto",
-    )
+    with redirect_stdout(io.StringIO()):  # where Ray would tell of workers that died
+        summary = run_build(
+            corpus,
+            root,
+            config,
+            retry_failed=retry_failed,
+            limit=limit,
+            progress_style="json" if as_json else "auto",
+        )
     if as_json:
         click.echo(json.dumps(summary_json(summary, root)))
     else:

@@ -22,9 +22,13 @@ class Committed:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """Assembled videos whose worker died before their commit; they are done again."""
+    """A worker died, ``reason`` says how; what it held is done again.
+
+    ``video_ids`` are those of its videos that were assembled and not yet committed.
+    """
 
     video_ids: tuple[str, ...]
+    reason: str
 
 
 Event = Assembled | Committed | Lost

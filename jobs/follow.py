@@ -18,7 +18,7 @@ CHECK_SECONDS = 20.0
 
 RECONNECT_SECONDS = 2.0
 
-LOST_SECONDS = 120.0
+LOST_SECONDS = 60.0
 """How long a cluster may be out of reach before its job is no longer followed."""
 
 _SUMMARY = '{"event": "summary"'
@@ -46,19 +46,22 @@ class SubmittedJob:
             TokenreelError: the job did not start, was stopped, or its cluster is out of reach.
         """
         log = LogLines(show)
-        last_answer = time.monotonic()
+        last_answer, is_lost = time.monotonic(), False
         while True:
             is_whole = asyncio.run(self._tail(log))
             try:
                 details = self._details()
             except RAY_ERRORS as error:
+                if not is_lost:
+                    show(f"no answer from the cluster; asking again for {LOST_SECONDS:.0f} s")
+                is_lost = True
                 if time.monotonic() - last_answer > LOST_SECONDS:
                     raise TokenreelError(
                         f"the cluster of job {self.job_id} is out of reach: {one_line(error)}. "
                         f"The job may go on; {self.next_steps}"
                     ) from error
             else:
-                last_answer = time.monotonic()
+                last_answer, is_lost = time.monotonic(), False
                 if details.status.is_terminal():
                     break
             time.sleep(RECONNECT_SECONDS)

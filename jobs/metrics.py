@@ -66,7 +66,7 @@ class Recorder:
     """Hands numbers to Ray, labelled with the cache they belong to; never raises."""
 
     def __init__(self, cache: str) -> None:
-        self._cache = cache
+        self._cache = cache.encode("ascii", "backslashreplace").decode()  # Ray takes no other
         self._metrics: dict[str, Any] = {}
         with _harmless():
             for name, (about, labels) in COUNTERS.items():

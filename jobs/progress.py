@@ -11,7 +11,7 @@ from typing import IO
 import click
 from tqdm import tqdm
 
-from jobs.events import Assembled, Committed, Event
+from jobs.events import Assembled, Committed, Event, Lost
 from schemas.index import IndexRow
 
 LINE_EVERY_SECONDS = 30.0
@@ -100,8 +100,11 @@ class Tally:
 def say_line(text: str, style: str) -> None:
     """A remark on stderr: as it is, or with style "json" as an object of a line."""
     if style != "none":
-        line = json.dumps({"event": "note", "text": text}) if style == "json" else text
-        click.echo(line, err=True)
+        click.echo(_remark_line(text, is_json=style == "json"), err=True)
+
+
+def _remark_line(text: str, *, is_json: bool) -> str:
+    return json.dumps({"event": "note", "text": text}) if is_json else text
 
 
 class Progress:
@@ -117,6 +120,7 @@ class Progress:
     ) -> None:
         self._tally = tally
         self._stream = stream or sys.stderr
+        self._style = style
         self._is_json = style == "json"
         is_bar = style == "auto" and self._stream.isatty()
         self._bar = tqdm(
@@ -131,13 +135,20 @@ class Progress:
         self._tally.note(event)
         self._bar.update(self._tally.finished - self._bar.n)
         self._bar.set_postfix_str(f"{self._tally.kept}, {self._tally.failed} failed")
-        if self._is_json and isinstance(event, Committed):
+        if isinstance(event, Lost):
+            self._remark(f"a worker died, its videos are done again: {event.reason}")
+        elif self._is_json and isinstance(event, Committed):
             for row in event.rows:
                 self._say_json(row)
 
     def close(self) -> None:
         self._closed.set()
         self._bar.close()
+
+    def _remark(self, text: str) -> None:
+        if self._style != "none":
+            line = _remark_line(text, is_json=self._is_json)
+            self._bar.write(line, file=self._stream)
 
     def _tick(self, every_seconds: float) -> None:
         """A line now and then, also while nothing happens."""

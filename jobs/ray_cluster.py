@@ -3,7 +3,9 @@
 import logging
 import math
 import os
+import signal
 import socket
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +35,20 @@ def connect(run: RunConfig) -> bool:
             "include_dashboard": False,
             "runtime_env": {"env_vars": {"PYTHONPATH": _import_path()}},
         }
+    on_terminate = signal.getsignal(signal.SIGTERM)
     try:
         if address is not None:
             _require_reachable(address)
         ray.init(address=address or "local", **options)
     except (OSError, RuntimeError, ValueError) as error:
+        source = "" if run.address else " (from RAY_ADDRESS)"
         raise TokenreelError(
-            f"no Ray at address {address!r}: {one_line(error)}. Start one with `ray start "
-            "--head`, or leave --address out to run on this machine"
+            f"cannot use a Ray at address {address!r}{source}: {one_line(error)}. Is one running "
+            "there (`ray start --head`)? One that asks for a token needs RAY_AUTH_MODE=token in "
+            "this environment too. Without an address tokenreel starts one on this machine"
         ) from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_terminate)  # Ray's own handler aborts the process
     return address is None
 
 

@@ -229,8 +229,7 @@ class RayRunner:
                     f"one: {one_line(death)}. Look for a lack of memory on their nodes; "
                     "everything finished so far is in the cache"
                 ) from death
-        if member.holding.uncommitted:
-            yield Lost(tuple(member.holding.uncommitted))
+        yield Lost(tuple(member.holding.uncommitted), one_line(death))
         self._replace(member)
         with_node = _went_with_node(member, death)
         condemned = assignments.lost(member.holding, with_node=with_node)

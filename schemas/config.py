@@ -211,6 +211,11 @@ class RunConfig:
         _require(gpus is None or 0 <= gpus <= 1e4, "run.gpus_per_worker", gpus, "in [0, 1e4]")
         given = self.videos_at_a_time
         _require(given >= 1, "run.videos_at_a_time", given, "at least 1")
+        for name, each in (("cpus_per_worker", cpus), ("gpus_per_worker", gpus)):
+            is_fine = each is None or each == round(each, 4)
+            _require(is_fine, f"run.{name}", each, "at most 4 decimals: Ray counts no finer")
+        is_whole = gpus is None or gpus <= 1 or gpus.is_integer()
+        _require(is_whole, "run.gpus_per_worker", gpus, "a fraction of one, or whole GPUs")
         recycle = self.recycle_videos
         _require(recycle is None or recycle >= 1, "run.recycle_videos", recycle, "at least 1")
         if self.runner == "local":
@@ -218,7 +223,10 @@ class RunConfig:
             _require(self.address is None, "run.address", self.address, "runner 'ray' with it")
         if isinstance(self.max_failures, float):
             _require(
-                0 < self.max_failures < 1, "run.max_failures", self.max_failures, "in (0, 1) or int"
+                0 < self.max_failures < 1,
+                "run.max_failures",
+                self.max_failures,
+                "a whole number, or a fraction between 0 and 1",
             )
         elif self.max_failures is not None:
             _require(self.max_failures >= 0, "run.max_failures", self.max_failures, "at least 0")

@@ -90,7 +90,7 @@ def test_videos_count_as_finished_once_encoded_and_no_more_when_they_are_lost():
     tally.note(Assembled(("a", "b")))
     assert (tally.finished, tally.committed) == (2, 0)
     tally.note(committed("a"))
-    tally.note(Lost(("b",)))
+    tally.note(Lost(("b",), "killed"))
     assert (tally.finished, tally.committed) == (1, 1)
 
 

@@ -1,5 +1,6 @@
 """What goes wrong on a cluster, made to go wrong on a real Ray."""
 
+import json
 import os
 import signal
 import subprocess
@@ -274,12 +275,28 @@ def test_workers_are_replaced_after_their_share_of_videos(tmp_path, root, config
     assert max(by_writer.count(writer) for writer in by_writer) == 2
 
 
-def test_ctrl_c_ends_a_build_with_one_line_and_it_resumes(
-    corpus, good, root, config, on_a_ray_of_its_own
+def test_a_program_reads_json_alone_although_a_worker_is_killed(
+    corpus, good, root, on_a_ray_of_its_own
 ):
+    all_frames = on_a_ray_of_its_own.override("sampling", fps=12)
+    with started_build(corpus, root, all_frames, "--json") as building:
+        wait_for_commits(root, building)
+        os.kill(pid_of(writers(root)[0]), signal.SIGKILL)
+        stdout, stderr = building.communicate(timeout=PATIENCE_SECONDS)
+    assert building.returncode == 0
+    assert json.loads(stdout)["done"] == len(good)
+    said = [json.loads(line) for line in stderr.splitlines()]
+    assert [entry for entry in said if "a worker died" in entry.get("text", "")]
+
+
+@pytest.mark.parametrize("end", [os.killpg, os.kill], ids=["ctrl-c", "terminate"])
+def test_a_build_told_to_end_says_one_line_and_is_resumed(
+    end, corpus, good, root, config, on_a_ray_of_its_own
+):
+    number = signal.SIGINT if end is os.killpg else signal.SIGTERM
     with started_build(corpus, root, on_a_ray_of_its_own) as building:
         wait_for_commits(root, building)
-        os.killpg(building.pid, signal.SIGINT)
+        end(building.pid, number)
         _, stderr = building.communicate(timeout=PATIENCE_SECONDS)
     assert building.returncode == 130
     [line] = [line for line in stderr.splitlines() if not line.startswith("metrics: ")]

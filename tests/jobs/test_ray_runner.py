@@ -61,7 +61,7 @@ def test_a_checkpoint_that_cannot_be_loaded_fails_once_with_its_own_error(corpus
 
 def test_an_address_where_no_ray_is_gives_one_clear_error(corpus, tmp_path, config):
     nowhere = config.override("run", address="127.0.0.1:1")
-    with pytest.raises(TokenreelError, match=r"no Ray at address '127\.0\.0\.1:1'"):
+    with pytest.raises(TokenreelError, match=r"a Ray at address '127\.0\.0\.1:1'"):
         build([str(corpus)], tmp_path / "cache", nowhere)
 
 
