@@ -21,8 +21,9 @@ import pyarrow as pa
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from pipeline.cache import open_cache
+from pipeline.storage import open_storage
 from pipeline.store.compact import compact_cache
-from pipeline.store.fragment import INDEX_FOLDER, fragment_path, pack_table, rows_to_table
+from pipeline.store.fragment import INDEX_FOLDER, fragment_file, pack_table, rows_to_table
 from pipeline.store.manifest import create_or_check
 from schemas.config import FusionConfig, SamplingConfig
 from schemas.grid import PatchGeometry
@@ -76,12 +77,12 @@ def main() -> None:
 def measure(root: Path, num_videos: int) -> Timing:
     open_before = open_seconds(root, num_videos)
     started = time.perf_counter()
-    report = compact_cache(root)
+    report = compact_cache(open_storage(root))
     compact = time.perf_counter() - started
     assert (report.fragments_after, report.rows) == (1, num_videos)
     peak_bytes = pa.default_memory_pool().max_memory()
     started = time.perf_counter()
-    compact_cache(root)
+    compact_cache(open_storage(root))
     again = time.perf_counter() - started
     index_bytes = sum(path.stat().st_size for path in (root / INDEX_FOLDER).iterdir())
     return Timing(
@@ -100,7 +101,7 @@ def open_seconds(root: Path, num_videos: int) -> float:
 
 def fill_cache(root: Path, num_fragments: int, num_rows: int) -> None:
     """An index as builds leave it, without the shards: nothing here opens one."""
-    create_or_check(root, MANIFEST)
+    create_or_check(open_storage(root), MANIFEST)
     (root / INDEX_FOLDER).mkdir()
     like = rows_to_table([committed_row()]).take(pa.array([0] * num_rows))
     for fragment in range(num_fragments):
@@ -118,7 +119,7 @@ def fill_cache(root: Path, num_fragments: int, num_rows: int) -> None:
         for column, values in columns.items():
             place = table.schema.get_field_index(column)
             table = table.set_column(place, table.schema.field(column), pa.array(values))
-        fragment_path(root, name).write_bytes(pack_table(table.sort_by("video_id")))
+        (root / fragment_file(name)).write_bytes(pack_table(table.sort_by("video_id")))
 
 
 def committed_row() -> IndexRow:

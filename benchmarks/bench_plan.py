@@ -30,15 +30,16 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from jobs.plan import make_plan
 from pipeline.corpus import find_videos
+from pipeline.storage import open_storage
 from pipeline.store.fragment import (
     LARGE_FRAGMENT_ROWS,
     ROW_GROUP_ROWS,
-    fragment_path,
+    fragment_file,
     rows_to_table,
 )
 from pipeline.store.index import Index
 from pipeline.store.manifest import create_or_check, read_manifest
-from pipeline.store.shard import shard_path, shard_sizes
+from pipeline.store.shard import shard_file, shard_sizes
 from schemas.config import FusionConfig, SamplingConfig
 from schemas.grid import PatchGeometry
 from schemas.index import IndexRow
@@ -152,8 +153,12 @@ def measure_steps(corpus: str, root: Path) -> None:
         plan = measured("make_plan", lambda: make_plan(refs, None))
         measured("tasks", plan.tasks)
         return
-    table = measured("Index.read", lambda: Index.read(root).table)
-    known = {"fingerprint": read_manifest(root).fingerprint, "shard_sizes": shard_sizes(root)}
+    table = measured("Index.read", lambda: Index.read(open_storage(root)).table)
+    storage = open_storage(root)
+    known = {
+        "fingerprint": read_manifest(storage).fingerprint,
+        "shard_sizes": shard_sizes(storage),
+    }
     plan = measured("make_plan", lambda: make_plan(refs, table, **known))
     if plan.num_done != len(refs):
         raise SystemExit(f"{plan.num_done} of {len(refs)} videos are done")
@@ -197,7 +202,7 @@ def make_corpus(
 
 def make_cache(root: Path, refs: list[VideoRef]) -> list[pa.Table]:
     """A finished cache without its index, which is returned; shards have a length, no content."""
-    create_or_check(root, MANIFEST)
+    create_or_check(open_storage(root), MANIFEST)
     (root / "shards").mkdir()
     tables = []
     for first in range(0, len(refs), ROWS_PER_FRAGMENT):
@@ -206,7 +211,7 @@ def make_cache(root: Path, refs: list[VideoRef]) -> list[pa.Table]:
         for ref in refs[first : first + ROWS_PER_FRAGMENT]:
             rows.append(committed_row(ref, shard, offset))
             offset += rows[-1].num_bytes
-        with shard_path(root, shard).open("wb") as file:
+        with (root / shard_file(shard)).open("wb") as file:
             file.truncate(offset)
         tables.append(rows_to_table(rows))
     return tables
@@ -220,7 +225,7 @@ def write_index(root: Path, tables: list[pa.Table]) -> None:
         is_large = table.num_rows >= LARGE_FRAGMENT_ROWS
         pq.write_table(
             table,
-            fragment_path(root, digest(f"fragment {number}")),
+            fragment_file(root, digest(f"fragment {number}")),
             compression="zstd",
             row_group_size=ROW_GROUP_ROWS,
             use_dictionary=is_large,

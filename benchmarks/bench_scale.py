@@ -25,6 +25,7 @@ from jobs.events import Committed
 from jobs.ray_runner import RayRunner
 from pipeline.decode.clips import write_scene_clip
 from pipeline.encoders.tiny import write_tiny_checkpoint
+from pipeline.storage import open_storage
 from pipeline.store.manifest import create_or_check
 from schemas.config import BuildConfig
 from schemas.config_file import parse_config
@@ -76,7 +77,7 @@ def run(title: str, corpus: Path, root: Path, settings: BuildConfig) -> None:
     plan = plan_build([str(corpus)], root, settings)
     runner = RayRunner(settings, root)
     try:
-        create_or_check(root, runner.manifest)
+        create_or_check(open_storage(root), runner.manifest)
         num_done, marks = 0, [m for m in MARKS if m < len(plan.todo)] + [len(plan.todo)]
         pids: set[int] = set()
         ready = time.perf_counter()

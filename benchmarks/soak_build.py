@@ -26,7 +26,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from pipeline.cache import open_cache
 from pipeline.decode.clips import write_scene_clip
 from pipeline.encoders.tiny import write_tiny_checkpoint
-from pipeline.store.fragment import fragment_paths, read_fragment
+from pipeline.storage import open_storage
+from pipeline.store.fragment import fragment_names, read_fragment
 from pipeline.store.shard import shard_sizes
 from pipeline.store.verify import verify_cache
 
@@ -158,11 +159,12 @@ def compare(undisturbed: Path, disturbed: Path, num_videos: int) -> Verdict:
     subprocess.run(command, cwd=REPOSITORY, check=True, stderr=subprocess.DEVNULL)
     expected, found = digests(undisturbed), digests(disturbed)
     equal = sum(found.get(video_id) == digest for video_id, digest in expected.items())
-    num_rows = sum(read_fragment(path).num_rows for path in fragment_paths(disturbed))
+    storage = open_storage(disturbed)
+    num_rows = sum(read_fragment(storage, name).num_rows for name in fragment_names(storage))
     cache = open_cache(disturbed)
     used = {cache.row(video_id).shard for video_id in cache.ids()}
-    stray = set(shard_sizes(disturbed)) - used
-    findings = list(verify_cache(disturbed))
+    stray = set(shard_sizes(storage)) - used
+    findings = list(verify_cache(storage))
     damaged = sum(finding.is_damage for finding in findings)
     return Verdict(
         num_videos, equal, num_rows - len(found), max(len(stray), len(findings) - damaged), damaged

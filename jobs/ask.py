@@ -3,11 +3,11 @@
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from pipeline.cache import open_cache
 from pipeline.encoders.language_model import load_language_model, load_matching_tokenizer
 from pipeline.session import Session
+from pipeline.storage import Location
 from schemas.errors import ConfigError
 
 
@@ -40,7 +40,7 @@ class Answer:
 
 
 def ask_cache(
-    root: Path,
+    location: Location,
     video_id: str,
     questions: Sequence[str],
     *,
@@ -54,7 +54,7 @@ def ask_cache(
     """Answer questions one after the other; the video's KV cache is computed once.
 
     Args:
-        root: the cache folder.
+        location: of the cache, as ``open_cache`` takes it.
         video_id: as in the index.
         questions: asked in this order.
         model: checkpoint; the one named by the cache's manifest by default.
@@ -68,12 +68,14 @@ def ask_cache(
         CacheError: the video cannot be loaded.
         ModelError: the checkpoint cannot be loaded, or is not the one that made the cache.
     """
-    cache = open_cache(root)
+    cache = open_cache(location)
     video = cache.load(video_id, budget=budget, threshold=threshold)
     about = cache.manifest.about
     name = model or about.get("model")
     if not name:
-        raise ConfigError(f"{root} does not say which model made it; give --model")
+        raise ConfigError(
+            f"{cache.storage.location} does not say which model made it; give --model"
+        )
     revision = about.get("revision") or None if name == about.get("model") else None
     language_model = load_language_model(
         name, cache.manifest.encoder, device=device, revision=revision

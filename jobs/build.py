@@ -1,6 +1,7 @@
 """One build from corpus to summary, on either runner."""
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,8 +14,9 @@ from jobs.plan import BuildPlan, Task, make_plan
 from jobs.progress import Progress, Tally, say_line
 from pipeline.corpus import find_videos
 from pipeline.fusion import check_settings
+from pipeline.storage import Location, open_storage
 from pipeline.store.index import Index
-from pipeline.store.manifest import MANIFEST_NAME, create_or_check, read_manifest
+from pipeline.store.manifest import create_or_check, find_manifest
 from pipeline.store.shard import shard_sizes
 from schemas.config import BuildConfig
 from schemas.errors import FailureBudgetExceeded
@@ -61,7 +63,7 @@ class BuildSummary:
 
 def plan_build(
     sources: Sequence[str],
-    root: Path,
+    location: Location,
     config: BuildConfig,
     *,
     retry_failed: bool = False,
@@ -81,19 +83,20 @@ def plan_build(
     """
     check_settings(config.fusion)
     videos = find_videos(sources)
-    if not (root / MANIFEST_NAME).exists():
+    storage = open_storage(location)
+    manifest = find_manifest(storage)
+    if manifest is None:
         return make_plan(videos, None, retry_failed=retry_failed, limit=limit)
-    manifest = read_manifest(root)
     decode = dataclasses.replace(manifest.decode, decoder=config.decode.decoder)
     asked = dataclasses.replace(
         manifest, sampling=config.sampling, fusion=config.fusion, decode=decode
     )
-    manifest.require_same(asked, where=str(root))
+    manifest.require_same(asked, where=storage.location)
     return make_plan(
         videos,
-        Index.read(root).table,
+        Index.read(storage).table,
         fingerprint=manifest.fingerprint,
-        shard_sizes=shard_sizes(root),
+        shard_sizes=shard_sizes(storage),
         retry_failed=retry_failed,
         limit=limit,
         say=say,
@@ -102,7 +105,7 @@ def plan_build(
 
 def build(
     sources: Sequence[str],
-    root: Path,
+    location: Location,
     config: BuildConfig,
     *,
     retry_failed: bool = False,
@@ -119,13 +122,13 @@ def build(
         CacheError: the cache cannot be written.
     """
     say = partial(say_line, style=progress_style)
-    plan = plan_build(sources, root, config, retry_failed=retry_failed, limit=limit, say=say)
+    plan = plan_build(sources, location, config, retry_failed=retry_failed, limit=limit, say=say)
     model = config.encoder.model
     if Path(model).is_dir():
         config = config.override("encoder", model=str(Path(model).resolve()))
-    runner = _make_runner(config, root, is_idle=not plan.todo)
+    runner = _make_runner(config, location, is_idle=not plan.todo)
     try:
-        create_or_check(root, runner.manifest)
+        create_or_check(open_storage(location), runner.manifest)
         for url in runner.metrics_urls:
             say(f"metrics: {url}")
         tally = Tally(total=len(plan.todo))
@@ -134,15 +137,16 @@ def build(
         runner.close()
 
 
-def _make_runner(config: BuildConfig, root: Path, *, is_idle: bool) -> Runner:
+def _make_runner(config: BuildConfig, location: Location, *, is_idle: bool) -> Runner:
     """The runner asked for; to compare the checkpoint with the cache's no Ray is started."""
+    text = os.fspath(location)
     if config.run.runner == "ray" and not is_idle:
         from jobs.ray_runner import RayRunner
 
-        return RayRunner(config, root.resolve())
+        return RayRunner(config, text if "://" in text else str(Path(text).resolve()))
     from jobs.local import LocalRunner
 
-    return LocalRunner(config, root)
+    return LocalRunner(config, text)
 
 
 def _run(

@@ -19,7 +19,7 @@ from schemas.config_file import format_config
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
 def plan(
     corpus: tuple[str, ...],
-    root: Path,
+    location: str,
     config_file: Path | None,
     limit: int | None,
     retry_failed: bool,
@@ -35,7 +35,7 @@ def plan(
     from jobs.build import plan_build
 
     config = resolve_config(config_file, flags)
-    planned = plan_build(corpus, root, config, retry_failed=retry_failed, limit=limit)
+    planned = plan_build(corpus, location, config, retry_failed=retry_failed, limit=limit)
     counts = {
         "videos": planned.num_videos,
         "done": planned.num_done,
@@ -59,7 +59,7 @@ def plan(
 )
 def build(
     corpus: tuple[str, ...],
-    root: Path,
+    location: str,
     config_file: Path | None,
     limit: int | None,
     retry_failed: bool,
@@ -84,16 +84,16 @@ def build(
     with redirect_stdout(io.StringIO()):  # where Ray would tell of workers that died
         summary = run_build(
             corpus,
-            root,
+            location,
             config,
             retry_failed=retry_failed,
             limit=limit,
             progress_style="json" if as_json else "auto",
         )
     if as_json:
-        click.echo(json.dumps(summary_json(summary, root)))
+        click.echo(json.dumps(summary_json(summary, location)))
     else:
-        for line in summary_lines(summary, root):
+        for line in summary_lines(summary, location):
             click.echo(line, err=True)
     sys.exit(summary.exit_code)
 
@@ -108,7 +108,7 @@ def build(
 def submit(
     cluster_address: str,
     corpus: tuple[str, ...],
-    root: Path,
+    location: str,
     config_file: Path | None,
     limit: int | None,
     retry_failed: bool,
@@ -139,7 +139,7 @@ def submit(
     job = submit_build(
         cluster_address,
         corpus,
-        root,
+        location,
         config,
         retry_failed=retry_failed,
         limit=limit,

@@ -2,11 +2,10 @@
 
 import json
 import sys
-from pathlib import Path
 
 import click
 
-from jobs.options import NumberOrFraction, format_option
+from jobs.options import CacheLocation, NumberOrFraction, format_option
 from jobs.render import render_rows
 
 QUERY_COLUMNS = (
@@ -17,10 +16,10 @@ QUERY_COLUMNS = (
 
 
 @click.command()
-@click.argument("cache", type=click.Path(path_type=Path))
+@click.argument("cache", type=CacheLocation())
 @click.option("--failed", is_flag=True, help="List what failed and why.")
 @format_option("table")
-def status(cache: Path, failed: bool, style: str) -> None:
+def status(cache: str, failed: bool, style: str) -> None:
     """Count what is cached and what failed; works while a build runs.
 
     \b
@@ -34,10 +33,10 @@ def status(cache: Path, failed: bool, style: str) -> None:
 
 
 @click.command()
-@click.argument("cache", type=click.Path(path_type=Path))
+@click.argument("cache", type=CacheLocation())
 @click.argument("sql")
 @format_option("table")
-def query(cache: Path, sql: str, style: str) -> None:
+def query(cache: str, sql: str, style: str) -> None:
     """Ask the index in SQL: a condition, or a whole SELECT over the view "index".
 
     \b
@@ -52,10 +51,10 @@ def query(cache: Path, sql: str, style: str) -> None:
 
 
 @click.command()
-@click.argument("cache", type=click.Path(path_type=Path))
+@click.argument("cache", type=CacheLocation())
 @click.argument("video_id")
 @click.option("--map", "with_map", is_flag=True, help="Draw which tokens of each frame are kept.")
-def show(cache: Path, video_id: str, with_map: bool) -> None:
+def show(cache: str, video_id: str, with_map: bool) -> None:
     """Show one video: its index row and how many tokens each frame keeps.
 
     \b
@@ -68,7 +67,7 @@ def show(cache: Path, video_id: str, with_map: bool) -> None:
 
 
 @click.command()
-@click.argument("cache", type=click.Path(path_type=Path))
+@click.argument("cache", type=CacheLocation())
 @click.argument("video_id")
 @click.argument("questions", nargs=-1, required=True)
 @click.option("--model", help="Checkpoint.  [default: the one the cache was built with]")
@@ -79,7 +78,7 @@ def show(cache: Path, video_id: str, with_map: bool) -> None:
 @click.option("--system", help="System text before the video.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per answer.")
 def ask(
-    cache: Path,
+    cache: str,
     video_id: str,
     questions: tuple[str, ...],
     model: str | None,
@@ -114,9 +113,9 @@ def ask(
 
 
 @click.command()
-@click.argument("cache", type=click.Path(path_type=Path))
+@click.argument("cache", type=CacheLocation())
 @format_option("table")
-def verify(cache: Path, style: str) -> None:
+def verify(cache: str, style: str) -> None:
     """Read every byte of a cache and check it; lists what is damaged.
 
     \b
@@ -134,7 +133,7 @@ def verify(cache: Path, style: str) -> None:
 
 
 @click.command()
-@click.argument("cache", type=click.Path(path_type=Path))
+@click.argument("cache", type=CacheLocation())
 @click.option(
     "--grace-seconds",
     type=click.FloatRange(min=0),
@@ -144,7 +143,7 @@ def verify(cache: Path, style: str) -> None:
 )
 @click.option("--dry-run", is_flag=True, help="Show what would be done; change nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
-def compact(cache: Path, grace_seconds: float, dry_run: bool, as_json: bool) -> None:
+def compact(cache: str, grace_seconds: float, dry_run: bool, as_json: bool) -> None:
     """Merge the index into few files and remove what no row refers to.
 
     Builds and readers may go on meanwhile; no answer changes.
@@ -155,10 +154,11 @@ def compact(cache: Path, grace_seconds: float, dry_run: bool, as_json: bool) -> 
     """
     import dataclasses
 
+    from pipeline.storage import open_storage
     from pipeline.store.compact import compact_cache
 
     report = compact_cache(
-        cache,
+        open_storage(cache),
         grace_seconds=grace_seconds,
         dry_run=dry_run,
         say=lambda line: click.echo(line, err=True),

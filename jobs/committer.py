@@ -3,11 +3,11 @@
 import threading
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from queue import Empty, SimpleQueue
 
 from jobs.events import Committed
 from jobs.room import Room
+from pipeline.storage import Storage
 from pipeline.store.commit import PendingVideo, commit_videos
 from schemas.config import StoreConfig
 from schemas.index import IndexRow
@@ -37,14 +37,14 @@ class Committer:
     """Commits what it is given: by bytes, by time, and when nothing else is to come.
 
     Args:
-        root: the cache folder.
+        storage: where the cache lies.
         store: when to commit.
         deliver: called with each commit, or with the error that ended the thread; what was not
             committed by then is lost to this run, not to the next.
     """
 
-    def __init__(self, root: Path, store: StoreConfig, deliver: Deliver) -> None:
-        self._root = root
+    def __init__(self, storage: Storage, store: StoreConfig, deliver: Deliver) -> None:
+        self._storage = storage
         self._store = store
         self._deliver = deliver
         self._room = Room(SHARDS_WAITING * store.shard_bytes)
@@ -111,7 +111,7 @@ class Committer:
         if not self._batch:
             return
         started = time.perf_counter()
-        rows = commit_videos(self._root, self._batch)
+        rows = commit_videos(self._storage, self._batch)
         seconds = time.perf_counter() - started
         self._room.leave(self._batch_bytes)
         self._batch, self._batch_bytes = [], 0

@@ -1,7 +1,6 @@
 """A build in this process: one worker, no Ray."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from jobs.events import Event
 from jobs.plan import Task
@@ -13,8 +12,8 @@ from schemas.manifest import Manifest
 class LocalRunner:
     """Runs a build on this process's own worker."""
 
-    def __init__(self, config: BuildConfig, root: Path) -> None:
-        self._worker = Worker(config, root)
+    def __init__(self, config: BuildConfig, location: str) -> None:
+        self._worker = Worker(config, location)
 
     @property
     def manifest(self) -> Manifest:

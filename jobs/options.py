@@ -30,16 +30,28 @@ class NumberOrFraction(click.ParamType[int | float]):
             self.fail(f"{value!r} is neither a whole number nor a fraction", param, ctx)
 
 
+class CacheLocation(click.ParamType[str]):
+    """A folder, or the URL of one in an object store."""
+
+    name = "CACHE"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> str:
+        text = str(value)
+        if "://" not in text and Path(text).is_file():
+            self.fail(f"{text!r} is a file; expected a folder, s3://... or gs://...", param, ctx)
+        return text
+
+
 def build_options(command: Command) -> Command:
     """The flags that ``plan`` and ``build`` share; flag > --config file > default."""
     flags = [
         click.argument("corpus", nargs=-1, required=True),
         click.option(
             "--out",
-            "root",
+            "location",
             required=True,
-            type=click.Path(path_type=Path, file_okay=False),
-            help="The cache folder.",
+            type=CacheLocation(),
+            help="The cache: a folder, s3://bucket/prefix or gs://bucket/prefix.",
         ),
         click.option("--model", help="Checkpoint directory or hub id."),
         click.option(

@@ -4,7 +4,6 @@ import os
 import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -26,6 +25,7 @@ from jobs.ray_cluster import connect, gpus_per_worker, one_line, require_resourc
 from jobs.worker import Worker
 from jobs.worker_actor import CONCURRENT_CALLS, WorkerActor
 from pipeline.keys import content_digest
+from pipeline.storage import Location, open_storage
 from pipeline.store.commit import commit_videos
 from schemas.config import BuildConfig
 from schemas.errors import ConfigError, WorkerDiedError
@@ -66,10 +66,10 @@ class RayRunner:
     """Runs a build on Ray actors that are given videos as they finish others."""
 
     def __init__(
-        self, config: BuildConfig, root: Path, *, worker_class: type[Worker] = Worker
+        self, config: BuildConfig, location: Location, *, worker_class: type[Worker] = Worker
     ) -> None:
         self._config = config
-        self._root = root
+        self._location = os.fspath(location)
         self._worker_class = worker_class
         self._crew: list[Member] = []
         self._fingerprint = ""
@@ -78,7 +78,7 @@ class RayRunner:
         is_new_ray = self._owns_ray and connect(config.run)
         try:
             self.metrics_urls = metrics_urls() if is_new_ray else []
-            self._metrics = DriverMetrics(str(root))
+            self._metrics = DriverMetrics(self._location)
             self._num_gpus = gpus_per_worker(config)
             require_resources(config.run, self._num_gpus, workers=config.run.workers)
             self.manifest: Manifest = self._first_start([self._hire()])
@@ -142,7 +142,7 @@ class RayRunner:
             max_concurrency=CONCURRENT_CALLS,
         )
         actor: Any = actor_class.remote(self._worker_class)
-        start = actor.start.remote(self._config, str(self._root), self._fingerprint)
+        start = actor.start.remote(self._config, self._location, self._fingerprint)
         self._crew.append(Member(actor, start))
         return self._crew[-1]
 
@@ -251,7 +251,7 @@ class RayRunner:
             content_sha256=_digest_if_readable(task.ref.path),
             newer_than_ns=task.newer_than_ns,
         )
-        rows = tuple(commit_videos(self._root, [row]))
+        rows = tuple(commit_videos(open_storage(self._location), [row]))
         self._metrics.quarantined(rows)
         return Committed(rows, 0.0)
 

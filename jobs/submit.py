@@ -26,7 +26,7 @@ CONFIG_NAME = "build.toml"
 def submit(
     address: str,
     sources: Sequence[str],
-    root: Path,
+    location: str,
     config: BuildConfig,
     *,
     retry_failed: bool = False,
@@ -50,7 +50,7 @@ def submit(
     check_settings(config.fusion)
     client = connect(address)
     config = config.override("run", runner="ray")
-    command = _command(sources, root, config, retry_failed=retry_failed, limit=limit)
+    command = _command(sources, location, config, retry_failed=retry_failed, limit=limit)
     command += ["--json"] if as_json else []
     with tempfile.TemporaryDirectory(prefix="tokenreel-") as folder:
         _write_working_folder(Path(folder), config)
@@ -67,7 +67,7 @@ def submit(
 
 def _command(
     sources: Sequence[str],
-    root: Path,
+    location: str,
     config: BuildConfig,
     *,
     retry_failed: bool,
@@ -78,7 +78,7 @@ def _command(
     if Path(model).is_dir():
         model = str(Path(model).absolute())
     command = ["python", "-m", "jobs", "build", *map(_absolute, sources)]
-    command += ["--out", str(root.absolute()), "--model", model]
+    command += ["--out", _absolute(location), "--model", model]
     command += ["--runner", "ray", "--config", CONFIG_NAME]
     command += ["--limit", str(limit)] if limit is not None else []
     command += ["--retry-failed"] if retry_failed else []

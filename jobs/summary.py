@@ -1,7 +1,6 @@
 """How a finished build is told: to a person in lines, to a program as JSON."""
 
 import shlex
-from pathlib import Path
 from typing import Any
 
 from jobs.build import BuildSummary
@@ -9,7 +8,7 @@ from jobs.build import BuildSummary
 MAX_LISTED = 10
 
 
-def summary_lines(summary: BuildSummary, root: Path) -> list[str]:
+def summary_lines(summary: BuildSummary, location: str) -> list[str]:
     """The end of a build for a person, with the next command to run."""
     tally, plan = summary.tally, summary.plan
     lines = [
@@ -33,24 +32,24 @@ def summary_lines(summary: BuildSummary, root: Path) -> list[str]:
     lines.append("  ".join(parts))
     if summary.stopped_by:
         lines.append(f"stopped: {summary.stopped_by}")
-    lines.append(f"next: {next_command(summary, root)}")
+    lines.append(f"next: {next_command(summary, location)}")
     return lines
 
 
-def next_command(summary: BuildSummary, root: Path) -> str:
+def next_command(summary: BuildSummary, location: str) -> str:
     """The command a user most likely wants now."""
-    folder = shlex.quote(str(root))
+    folder = shlex.quote(location)
     if summary.tally.failed or summary.plan.num_failed_before:
         return f"tokenreel status {folder} --failed"
     return f'tokenreel query {folder} "keep_ratio < 0.5"'
 
 
-def summary_json(summary: BuildSummary, root: Path) -> dict[str, Any]:
+def summary_json(summary: BuildSummary, location: str) -> dict[str, Any]:
     """The end of a build for a program."""
     tally = summary.tally
     return {
         "event": "summary",
-        "cache": str(root),
+        "cache": location,
         "videos": summary.plan.num_videos,
         "done": tally.done,
         "done_before": summary.plan.num_done,

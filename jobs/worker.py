@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from importlib.metadata import version
-from pathlib import Path
 from queue import Empty, SimpleQueue
 
 import torch
@@ -27,6 +26,7 @@ from pipeline.decode import decoder_versions
 from pipeline.encoders import VisualTokens, load_encoder
 from pipeline.encoders.transfer import page_locked
 from pipeline.preprocess import resize_frames, target_size
+from pipeline.storage import Location, open_storage
 from pipeline.store.manifest import read_manifest
 from schemas.config import BuildConfig
 from schemas.errors import CacheMismatchError, ModelError
@@ -37,9 +37,9 @@ from schemas.video import VideoProbe
 class Worker:
     """Processes the videos it is given; decoding, encoding, fusing and writing overlap."""
 
-    def __init__(self, config: BuildConfig, root: str | Path, *, fingerprint: str = "") -> None:
+    def __init__(self, config: BuildConfig, location: Location, *, fingerprint: str = "") -> None:
         self._config = config
-        self._root = Path(root)
+        self._storage = open_storage(location)
         self._encoder = load_encoder(config.encoder, config.preprocess)
         self._name = f"{socket.gethostname()}:{os.getpid()}"
         self.manifest = self._make_manifest()
@@ -56,7 +56,7 @@ class Worker:
         self._takes_more = True
         self._is_closed = False
         self._read_ahead = ReadAhead(config, self._resize, self._take_video)
-        self._committer = Committer(self._root, config.store, self._inbox.put)
+        self._committer = Committer(self._storage, config.store, self._inbox.put)
         self._assembler = Assembler(
             config.fusion,
             self._encoder,
@@ -102,10 +102,10 @@ class Worker:
         A video that cannot be processed becomes a failed row; no other is touched by it.
 
         Raises:
-            CacheError: the cache folder cannot be written, or is not the driver's.
+            CacheError: the cache cannot be written, or is not the driver's.
             ModelError: the accelerator failed for good.
         """
-        read_manifest(self._root).require_same(self.manifest, where=str(self._root))
+        read_manifest(self._storage).require_same(self.manifest, where=self._storage.location)
         while not self._is_closed and (self._takes_more or self._num_uncommitted):
             pack, events = self._collect()
             for event in events:

@@ -22,10 +22,10 @@ class WorkerActor:
         self._worker_class = worker_class
         self._parts: tuple[Worker, WorkerMetrics] | None = None
 
-    def start(self, config: BuildConfig, root: str, fingerprint: str) -> Manifest:
+    def start(self, config: BuildConfig, location: str, fingerprint: str) -> Manifest:
         """Load the encoder; errors travel back to the driver as they are."""
-        worker = self._worker_class(config, root, fingerprint=fingerprint)
-        self._parts = worker, WorkerMetrics(root)
+        worker = self._worker_class(config, location, fingerprint=fingerprint)
+        self._parts = worker, WorkerMetrics(location)
         return worker.manifest
 
     def node_id(self) -> str:

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.storage import Location, Storage, open_storage
 from pipeline.store.index import Index
 from pipeline.store.manifest import read_manifest
 from pipeline.store.memory import RowMemory, byte_view, rows_of, torch_dtype
 from pipeline.store.query import query_table
 from pipeline.store.reader import open_video
-from pipeline.store.selection import count_rows
+from pipeline.store.selection import count_rows, count_rows_below
 from pipeline.store.video import CachedVideo, assemble_video
-from schemas.errors import CacheNotFoundError, IndexCorruptError, VideoNotCachedError
+from schemas.errors import IndexCorruptError, VideoNotCachedError
 from schemas.index import IndexRow
 from schemas.manifest import Manifest
 
@@ -28,35 +27,36 @@ if TYPE_CHECKING:
 __all__ = ["CachedVideo", "TokenCache", "open_cache"]
 
 
-def open_cache(path: str | os.PathLike[str]) -> TokenCache:
-    """Open the cache in the folder ``path``, as it is now; later commits need another open.
+def open_cache(location: Location) -> TokenCache:
+    """Open the cache at ``location``, as it is now; later commits need another open.
+
+    Args:
+        location: a folder, or ``s3://bucket/prefix`` or ``gs://bucket/prefix``.
 
     Raises:
+        ConfigError: a URL of another kind.
         CacheNotFoundError: there is no cache.
         FormatVersionError: it has a format version this reader does not know.
         IndexCorruptError: its manifest or an index fragment cannot be read.
     """
-    if "://" in os.fspath(path):
-        raise CacheNotFoundError(
-            f"{os.fspath(path)!r} is not a local folder; copy the cache to a local disk first"
-        )
-    root = Path(path)
-    manifest = read_manifest(root)
-    return TokenCache(root, manifest, manifest.fingerprint, Index.read(root), RowMemory())
+    storage = open_storage(location)
+    manifest = read_manifest(storage)
+    return TokenCache(storage, manifest, manifest.fingerprint, Index.read(storage), RowMemory())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenCache:
-    """The videos of one cache folder. ``len``, ``in`` and ``ids`` speak of loadable videos."""
+    """The videos of one cache. ``len``, ``in`` and ``ids`` speak of loadable videos."""
 
-    root: Path
+    storage: Storage
     manifest: Manifest
     fingerprint: str
     _index: Index
     _memory: RowMemory
 
     def __repr__(self) -> str:
-        return f"TokenCache({str(self.root)!r}, videos={len(self)}, failed={len(self.failed())})"
+        counts = f"videos={len(self)}, failed={len(self.failed())}"
+        return f"TokenCache({self.storage.location!r}, {counts})"
 
     def __len__(self) -> int:
         return int(pc.sum(self._is_ok()).as_py() or 0)
@@ -133,10 +133,14 @@ class TokenCache:
             CacheCorruptError: what is on disk is not what was committed; the class says how.
         """
         row = self._loadable(video_id)
-        with open_video(self.root, row, fingerprint=self.fingerprint) as reader:
-            num_rows = count_rows(
-                reader.head, row, self.manifest.fusion, budget=budget, threshold=threshold
-            )
+        fusion = self.manifest.fusion
+        num_rows = count_rows(row, fusion, budget=budget, threshold=threshold)
+        with open_video(
+            self.storage, row, fingerprint=self.fingerprint, num_rows=num_rows
+        ) as reader:
+            if threshold is not None:
+                num_rows = count_rows_below(reader.head, row, fusion, threshold)
+            reader.expect_rows(num_rows)
             dtype = torch_dtype(str(row.dtype))
             width = reader.row_bytes // dtype.itemsize
             if out is None:

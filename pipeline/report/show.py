@@ -1,11 +1,10 @@
 """One cached video in text: its index row, and which tokens of each frame are kept."""
 
-from pathlib import Path
-
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.cache import CachedVideo, open_cache
+from pipeline.storage import Location
 from schemas.index import IndexRow
 
 FIELDS = (
@@ -43,18 +42,20 @@ FIELDS = (
 BAR = 40
 
 
-def describe_video(root: Path, video_id: str, *, with_map: bool = False) -> str:
+def describe_video(
+    location: Location, video_id: str, *, with_map: bool = False
+) -> str:
     """Lines about one video; a failed one shows why.
 
     Args:
-        root: the cache folder.
+        location: of the cache, as ``open_cache`` takes it.
         video_id: as in the index.
         with_map: draw each frame's grid, ``#`` kept and ``.`` fused.
 
     Raises:
         VideoNotCachedError: no such video.
     """
-    cache = open_cache(root)
+    cache = open_cache(location)
     row = cache.row(video_id)
     lines = [f"{name:18} {_text(value)}" for name, value in _fields(row)]
     if row.status == "ok":

@@ -1,10 +1,10 @@
 """Counts over a cache's index, without torch."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from pipeline.cache import open_cache
+from pipeline.storage import Location, open_storage
 from pipeline.store.verify import verify_cache
 
 FAILED_SQL = """
@@ -22,25 +22,25 @@ STATUS_SQL = """
 """
 
 
-def cache_status(root: Path) -> list[dict[str, Any]]:
+def cache_status(location: Location) -> list[dict[str, Any]]:
     """Videos, seconds, tokens and bytes by status and kind of failure."""
-    rows: list[dict[str, Any]] = open_cache(root).query(STATUS_SQL).to_pylist()
+    rows: list[dict[str, Any]] = open_cache(location).query(STATUS_SQL).to_pylist()
     return rows
 
 
-def failed_videos(root: Path) -> list[dict[str, Any]]:
+def failed_videos(location: Location) -> list[dict[str, Any]]:
     """Every video without tokens, and why."""
-    rows: list[dict[str, Any]] = open_cache(root).query(FAILED_SQL).to_pylist()
+    rows: list[dict[str, Any]] = open_cache(location).query(FAILED_SQL).to_pylist()
     return rows
 
 
-def verify_rows(root: Path) -> Iterator[dict[str, Any]]:
+def verify_rows(location: Location) -> Iterator[dict[str, Any]]:
     """Findings of ``verify_cache`` as plain rows."""
-    for finding in verify_cache(root):
+    for finding in verify_cache(open_storage(location)):
         yield {
             "finding": finding.kind,
             "video_id": finding.video_id,
-            "path": str(finding.path),
+            "path": finding.where,
             "error": finding.error,
             "is_damage": finding.is_damage,
         }

@@ -7,11 +7,10 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from pipeline.store.atomic import publish_new
-from pipeline.store.fragment import fragment_path, pack_fragment, read_fragment
+from pipeline.storage import Storage
+from pipeline.store.fragment import fragment_file, pack_fragment, read_fragment
 from pipeline.store.record import VideoRecord
 from pipeline.store.shard import write_shard
 from schemas.index import IndexRow
@@ -42,14 +41,14 @@ class PendingVideo:
         )
 
 
-def commit_videos(root: Path, entries: Sequence[PendingVideo | IndexRow]) -> list[IndexRow]:
+def commit_videos(storage: Storage, entries: Sequence[PendingVideo | IndexRow]) -> list[IndexRow]:
     """Make a task's results visible to readers, all at once and for good.
 
     The fragment's name is a digest of the task's outcome and is created only once: when the same
     task was committed before, by this or another process, that commit stands.
 
     Args:
-        root: the cache folder; its manifest is written by ``manifest.create_or_check``.
+        storage: where the cache lies; its manifest is written by ``manifest.create_or_check``.
         entries: encoded videos, and complete rows of videos that failed.
 
     Returns:
@@ -64,18 +63,18 @@ def commit_videos(root: Path, entries: Sequence[PendingVideo | IndexRow]) -> lis
     pending = [entry for entry in entries if isinstance(entry, PendingVideo)]
     places: list[tuple[str, int]] = []
     if pending:
-        shard = write_shard(root, [video.record for video in pending])
+        shard = write_shard(storage, [video.record for video in pending])
         places = [(shard.name, offset) for offset in shard.offsets]
     following = iter(places)
     rows = [
         entry.placed(*next(following)) if isinstance(entry, PendingVideo) else entry
         for entry in entries
     ]
-    path = fragment_path(root, _task_digest(rows))
+    name = _task_digest(rows)
     data = pack_fragment(rows)
-    while not publish_new(path, [data]):
+    while not storage.create(fragment_file(name), [data]):
         with suppress(FileNotFoundError):  # compaction merged it away: commit again
-            by_id = {row["video_id"]: row for row in read_fragment(path).to_pylist()}
+            by_id = {row["video_id"]: row for row in read_fragment(storage, name).to_pylist()}
             return [IndexRow.from_record(by_id[row.video_id]) for row in rows]
     return rows
 

@@ -8,29 +8,26 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.store.atomic import flush_folder, publish_new
+from pipeline.storage import Storage
 from pipeline.store.fragment import (
     INDEX_FOLDER,
-    fragment_path,
-    fragment_paths,
+    fragment_file,
+    fragment_names,
     pack_table,
-    read_fragment,
+    parse_fragment,
 )
 from pipeline.store.index import read_fragments
 from pipeline.store.manifest import read_manifest
 from pipeline.store.merge import Fragment, JoinedRows, Places, join_fragments
-from pipeline.store.shard import shard_path
+from pipeline.store.shard import shard_file
 from pipeline.store.sweep import Sweep
 from schemas.errors import CacheError, IndexCorruptError, TokenreelError
 from schemas.index import DIGEST_NAME
@@ -82,20 +79,20 @@ class CompactReport:
 
 
 def compact_cache(
-    root: Path,
+    storage: Storage,
     *,
     grace_seconds: float = GRACE_SECONDS,
     dry_run: bool = False,
     max_fragment_rows: int = MAX_FRAGMENT_ROWS,
     say: Callable[[str], None] = lambda line: None,
 ) -> CompactReport:
-    """Merge the index of the cache at ``root`` and sweep what no row refers to.
+    """Merge the index of a cache and sweep what no row refers to.
 
     The table that ``read_index`` gives is the same before, meanwhile and after. Needs memory for
     about three times the whole index as Arrow tables.
 
     Args:
-        root: the cache folder.
+        storage: where the cache lies.
         grace_seconds: how old a file that no row refers to must be; 0 only where nobody writes.
         dry_run: change nothing, report what would be done.
         max_fragment_rows: rows of a merged fragment.
@@ -106,13 +103,13 @@ def compact_cache(
         CacheCorruptError: the manifest or a fragment cannot be read; nothing was changed.
         CacheError: a file cannot be written or removed; nothing that a row refers to is lost.
     """
-    read_manifest(root)
+    read_manifest(storage)
     try:
-        say(f"reading {len(fragment_paths(root))} fragments")
-        plan = plan_merge(read_fragments(root), max_fragment_rows)
-        names = plan.names if dry_run else _carry_out(root, plan, say)
+        say(f"reading {len(fragment_names(storage))} fragments")
+        plan = plan_merge(read_fragments(storage), max_fragment_rows)
+        names = plan.names if dry_run else _carry_out(storage, plan, say)
         sweep = Sweep(
-            root,
+            storage,
             used=plan.used,
             fragments=names,
             fading=plan.fading,
@@ -125,13 +122,13 @@ def compact_cache(
         raise
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise IndexCorruptError(
-            f"the index of {root} cannot be merged: {error}. Nothing that a row refers to is lost; "
-            "`tokenreel verify` may name what is wrong."
+            f"the index of {storage.location} cannot be merged: {error}. Nothing that a row refers "
+            "to is lost; `tokenreel verify` may name what is wrong."
         ) from error
     except OSError as error:
         raise CacheError(
-            f"cannot compact {root}: {error}. Nothing that a row refers to is lost; correct the "
-            "permissions, then run it again."
+            f"cannot compact {storage.location}: {error}. Nothing that a row refers to is lost; "
+            "correct the permissions, then run it again."
         ) from error
     return CompactReport(
         fragments_before=len(plan.names),
@@ -208,31 +205,29 @@ def plan_merge(fragments: Sequence[Fragment], max_fragment_rows: int) -> MergePl
     )
 
 
-def _carry_out(root: Path, plan: MergePlan, say: Callable[[str], None]) -> frozenset[str]:
+def _carry_out(storage: Storage, plan: MergePlan, say: Callable[[str], None]) -> frozenset[str]:
     """Publish what is new, then remove what it replaces; the names of the fragments then."""
     if not plan.replaced:
         return plan.names
     say(f"merging {len(plan.replaced)} fragments into {len(plan.parts)}")
-    new = {_publish_part(root, plan.rows.table.take(pa.array(places))) for places in plan.parts}
+    new = {_publish_part(storage, plan.rows.table.take(pa.array(part))) for part in plan.parts}
     for shard in filter(DIGEST_NAME.fullmatch, plan.fading):
-        with suppress(FileNotFoundError):  # the grace period begins when the last row goes
-            os.utime(shard_path(root, shard), follow_symlinks=False)
-    folder = root / INDEX_FOLDER
-    flush_folder(folder)  # also where a second compaction has published the same fragment
+        storage.touch(shard_file(shard))  # the grace period begins when the last row goes
+    storage.flush(INDEX_FOLDER)  # also where a second compaction has published the same fragment
     for name in plan.replaced:  # a tie goes to the greater name, so that goes last
         if name not in new:
-            fragment_path(root, name).unlink(missing_ok=True)
-    flush_folder(folder)
+            storage.remove(fragment_file(name))
+    storage.flush(INDEX_FOLDER)
     return (plan.names - set(plan.replaced)) | new
 
 
-def _publish_part(root: Path, table: pa.Table) -> str:
+def _publish_part(storage: Storage, table: pa.Table) -> str:
     """Write a merged fragment, named by the digest of its bytes, after reading it on trial."""
     table = table.combine_chunks()
     data = pack_table(table)
     name = hashlib.sha256(data).hexdigest()
-    path = fragment_path(root, name)
-    if not read_fragment(path, data=data)["video_id"].equals(table["video_id"]):
-        raise IndexCorruptError(f"merged fragment {path} would not hold the rows it was made of")
-    publish_new(path, [data])
+    where = storage.where(fragment_file(name))
+    if not parse_fragment(pa.BufferReader(data), where)["video_id"].equals(table["video_id"]):
+        raise IndexCorruptError(f"merged fragment {where} would not hold the rows it was made of")
+    storage.create(fragment_file(name), [data])
     return name

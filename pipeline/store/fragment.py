@@ -1,11 +1,11 @@
 """Index fragments: Parquet files with one row per video of one commit."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.storage import Storage
 from schemas.errors import CacheError, IndexCorruptError
 from schemas.index import DIGEST_NAME, INDEX_SCHEMA, IndexRow
 from schemas.video import Scalar
@@ -35,22 +35,16 @@ REQUIRED_COLUMNS = (
 """Columns without nulls, whatever became of the video."""
 
 
-def fragment_path(root: Path, name: str) -> Path:
-    """Where the fragment called ``name``, a sha256 digest, stands."""
-    return root / INDEX_FOLDER / f"{name}{FRAGMENT_SUFFIX}"
+def fragment_file(name: str) -> str:
+    """Where the fragment called ``name`` stands in its cache."""
+    return f"{INDEX_FOLDER}/{name}{FRAGMENT_SUFFIX}"
 
 
-def fragment_paths(root: Path) -> list[Path]:
+def fragment_names(storage: Storage) -> list[str]:
     """The committed fragments, by name; other files in the folder are not ours to read."""
-    try:
-        paths = sorted((root / INDEX_FOLDER).iterdir())
-    except FileNotFoundError:
-        return []
-    return [
-        path
-        for path in paths
-        if path.suffix == FRAGMENT_SUFFIX and DIGEST_NAME.fullmatch(path.stem)
-    ]
+    names = [file.name for file in storage.files(INDEX_FOLDER)]
+    stems = [n.removesuffix(FRAGMENT_SUFFIX) for n in names if n.endswith(FRAGMENT_SUFFIX)]
+    return [stem for stem in stems if DIGEST_NAME.fullmatch(stem)]
 
 
 def pack_fragment(rows: Sequence[IndexRow]) -> memoryview:
@@ -125,62 +119,78 @@ def _column(values: Sequence[Scalar]) -> pa.Array:
     return pa.array([None if value is None else str(value) for value in values], pa.string())
 
 
-def read_fragment(path: Path, *, data: memoryview | None = None) -> pa.Table:
+def read_fragment(storage: Storage, name: str) -> pa.Table:
     """Read one fragment: the index columns in their order, further columns after them.
-
-    Where ``data`` is given it is read, as what is about to be written to ``path``.
 
     Raises:
         FileNotFoundError: it is gone; somebody removed it since it was listed.
         IndexCorruptError: not a fragment of format 1, or one that unpacks to too much.
     """
-    source = path if data is None else pa.BufferReader(data)
+    where = storage.where(fragment_file(name))
     try:
-        with pq.ParquetFile(source, page_checksum_verification=True) as file:
-            _check_declared_size(path, file.metadata)
-            table = file.read(use_threads=file.metadata.num_rows >= LARGE_FRAGMENT_ROWS)
-        table.validate()
+        with storage.open_input(fragment_file(name)) as file:
+            return parse_fragment(file, where)
     except FileNotFoundError:
         raise
+    except OSError as error:
+        raise _unreadable(where, error) from error
+
+
+def parse_fragment(file: pa.NativeFile, where: str) -> pa.Table:
+    """Read the fragment in ``file``; errors call it ``where``.
+
+    Raises:
+        IndexCorruptError: not a fragment of format 1, or one that unpacks to too much.
+    """
+    try:
+        with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
+            _check_declared_size(where, parquet.metadata)
+            num_rows = parquet.metadata.num_rows
+            table = parquet.read(use_threads=num_rows >= LARGE_FRAGMENT_ROWS)
+        table.validate()
     except (pa.ArrowException, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise IndexCorruptError(
-            f"index fragment {path} cannot be read: {reason}. Move it away and build again; "
-            "the videos it listed are encoded anew."
-        ) from error
-    return _checked_columns(path, table)
+        raise _unreadable(where, error) from error
+    return _checked_columns(where, table)
 
 
-def _check_declared_size(path: Path, metadata: pq.FileMetaData) -> None:
+def _unreadable(where: str, error: Exception) -> IndexCorruptError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return IndexCorruptError(
+        f"index fragment {where} cannot be read: {reason}. Move it away and build again; "
+        "the videos it listed are encoded anew."
+    )
+
+
+def _check_declared_size(where: str, metadata: pq.FileMetaData) -> None:
     for group, declared in enumerate(_group_bytes(metadata)):
         if not 0 <= declared <= MAX_ROW_GROUP_BYTES:
             raise IndexCorruptError(
-                f"index fragment {path}: row group {group} unpacks to {declared} bytes, "
+                f"index fragment {where}: row group {group} unpacks to {declared} bytes, "
                 f"expected at most {MAX_ROW_GROUP_BYTES}"
             )
 
 
-def _checked_columns(path: Path, table: pa.Table) -> pa.Table:
+def _checked_columns(where: str, table: pa.Table) -> pa.Table:
     if not table.schema.equals(INDEX_SCHEMA):
-        table = _index_columns_first(path, table)
+        table = _index_columns_first(where, table)
     for name in REQUIRED_COLUMNS:
         if table[name].null_count:
             raise IndexCorruptError(
-                f"index fragment {path}: column {name!r} holds {table[name].null_count} nulls"
+                f"index fragment {where}: column {name!r} holds {table[name].null_count} nulls"
             )
     return table
 
 
-def _index_columns_first(path: Path, table: pa.Table) -> pa.Table:
+def _index_columns_first(where: str, table: pa.Table) -> pa.Table:
     if len(set(table.column_names)) != table.num_columns:
-        raise IndexCorruptError(f"index fragment {path}: a column name is given twice")
+        raise IndexCorruptError(f"index fragment {where}: a column name is given twice")
     for field in INDEX_SCHEMA:
         if field.name not in table.column_names:
-            raise IndexCorruptError(f"index fragment {path}: column {field.name!r} is missing")
+            raise IndexCorruptError(f"index fragment {where}: column {field.name!r} is missing")
         found = table.schema.field(field.name).type
         if not found.equals(field.type):
             raise IndexCorruptError(
-                f"index fragment {path}: column {field.name!r} is {found}, expected {field.type}"
+                f"index fragment {where}: column {field.name!r} is {found}, expected {field.type}"
             )
     further = [name for name in table.column_names if name not in INDEX_SCHEMA.names]
     return table.select([*INDEX_SCHEMA.names, *further]).replace_schema_metadata(None)

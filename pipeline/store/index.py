@@ -7,12 +7,13 @@ from bisect import bisect_left
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.store.fragment import fragment_paths, read_fragment
+from pipeline.storage import Storage
+from pipeline.store.fragment import fragment_file, fragment_names, read_fragment
 from pipeline.store.merge import Fragment, merge_fragments
 from schemas.errors import GridMismatchError, IndexCorruptError, VideoNotCachedError
 from schemas.index import IndexRow
@@ -33,9 +34,9 @@ class Index:
         return f"Index(videos={self.table.num_rows}, columns={self.table.num_columns})"
 
     @classmethod
-    def read(cls, root: Path) -> Index:
-        """Read every fragment of the cache at ``root``; raises as ``read_index`` does."""
-        return cls(read_index(root))
+    def read(cls, storage: Storage) -> Index:
+        """Read every fragment of a cache; raises as ``read_index`` does."""
+        return cls(read_index(storage))
 
     def position(self, video_id: str) -> int | None:
         """The table row of ``video_id``, by bisection; None when there is none."""
@@ -77,26 +78,26 @@ class Index:
         return list(dict.fromkeys(nearby.to_pylist() + named.slice(0, _NUM_NEIGHBOURS).to_pylist()))
 
 
-def read_index(root: Path) -> pa.Table:
-    """All fragments of the cache at ``root`` as one table, by the rule of ``merge_fragments``.
+def read_index(storage: Storage) -> pa.Table:
+    """All fragments of a cache as one table, by the rule of ``merge_fragments``.
 
     Raises:
         IndexCorruptError: a fragment cannot be read; the message names it.
     """
-    return merge_fragments(read_fragments(root))
+    return merge_fragments(read_fragments(storage))
 
 
-def read_fragments(root: Path, *, known: Collection[str] = ()) -> list[Fragment]:
+def read_fragments(storage: Storage, *, known: Collection[str] = ()) -> list[Fragment]:
     """Every fragment but those named in ``known``, by name; raises as ``read_index`` does."""
-    fragments, damage = scan_fragments(root, known=known)
+    fragments, damage = scan_fragments(storage, known=known)
     if damage:
         raise next(iter(damage.values()))
     return fragments
 
 
 def scan_fragments(
-    root: Path, *, known: Collection[str] = ()
-) -> tuple[list[Fragment], dict[Path, IndexCorruptError]]:
+    storage: Storage, *, known: Collection[str] = ()
+) -> tuple[list[Fragment], dict[str, IndexCorruptError]]:
     """Every fragment but those named in ``known``, by name, and what is wrong with the others.
 
     While this reads, writers add fragments, and compaction publishes a merged one and then removes
@@ -108,33 +109,36 @@ def scan_fragments(
         IndexCorruptError: what is listed is gone, again and again.
     """
     found: dict[str, Fragment] = {}
-    damage: dict[Path, IndexCorruptError] = {}
+    damage: dict[str, IndexCorruptError] = {}
+    read = partial(_read_present, storage)
     with ThreadPoolExecutor(_NUM_READERS) as pool:
         for listing in range(_MAX_LISTINGS):
-            seen = {*known, *found, *(path.stem for path in damage)}
+            seen = {*known, *found, *damage}
             is_all_there = True
-            paths = [path for path in fragment_paths(root) if path.stem not in seen]
-            for path, outcome in zip(paths, pool.map(_read_present, paths), strict=True):
+            names = [name for name in fragment_names(storage) if name not in seen]
+            for name, outcome in zip(names, pool.map(read, names), strict=True):
                 if outcome is None:
                     is_all_there = False
                 elif isinstance(outcome, IndexCorruptError):
-                    damage[path] = outcome
+                    damage[name] = outcome
                 else:
-                    found[path.stem] = Fragment(path.stem, outcome)
+                    found[name] = Fragment(name, outcome)
             if listing and is_all_there:
                 return sorted(found.values(), key=lambda fragment: fragment.name), damage
     raise IndexCorruptError(
-        f"the fragments of {root} vanish while they are read; open it again once whoever "
-        "rewrites them is done"
+        f"the fragments of {storage.location} vanish while they are read; open it again once "
+        "whoever rewrites them is done"
     )
 
 
-def _read_present(path: Path) -> pa.Table | IndexCorruptError | None:
+def _read_present(storage: Storage, name: str) -> pa.Table | IndexCorruptError | None:
     """The fragment's table, what is wrong with it, or None when it is gone."""
     try:
-        return read_fragment(path)
-    except FileNotFoundError:
-        is_link = path.is_symlink()
-        return IndexCorruptError(f"index fragment {path} is a link to nothing") if is_link else None
+        return read_fragment(storage, name)
     except IndexCorruptError as error:
-        return error if path.exists() else None
+        return error if name in fragment_names(storage) else None
+    except FileNotFoundError:
+        if name not in fragment_names(storage):
+            return None
+        where = storage.where(fragment_file(name))
+        return IndexCorruptError(f"index fragment {where} is a link to nothing")

@@ -1,10 +1,8 @@
 """``manifest.json``: written once, by whoever comes first, and equal for everybody after."""
 
-from pathlib import Path
-
-from pipeline.store.atomic import publish_new
-from pipeline.store.fragment import INDEX_FOLDER
-from schemas.errors import CacheNotFoundError, IndexCorruptError
+from pipeline.storage import Storage
+from pipeline.store.fragment import FRAGMENT_SUFFIX, INDEX_FOLDER
+from schemas.errors import CacheError, CacheNotFoundError, IndexCorruptError
 from schemas.manifest import Manifest
 
 MANIFEST_NAME = "manifest.json"
@@ -12,61 +10,73 @@ MANIFEST_NAME = "manifest.json"
 _MAX_BYTES = 2**20
 
 
-def create_or_check(root: Path, manifest: Manifest) -> Manifest:
-    """Begin the cache at ``root`` with ``manifest``, or see that it was begun with an equal one.
+def create_or_check(storage: Storage, manifest: Manifest) -> Manifest:
+    """Begin a cache with ``manifest``, or see that it was begun with an equal one.
 
     Two processes may call this at once: one writes, both compare.
 
     Returns:
-        The manifest on disk.
+        The manifest that is there.
 
     Raises:
         CacheMismatchError: the cache was built with another configuration; each field is named.
         FormatVersionError: the cache has another format version.
-        IndexCorruptError: the manifest on disk cannot be read.
-        CacheError: the folder cannot be written.
+        IndexCorruptError: its manifest cannot be read.
+        CacheError: it cannot be written.
     """
-    path = root / MANIFEST_NAME
-    if not path.exists():
-        _refuse_orphaned_index(root)
-        publish_new(path, [manifest.to_json().encode()])
-    existing = read_manifest(root)
-    existing.require_same(manifest, where=str(root))
+    existing = find_manifest(storage)
+    if existing is None:
+        _refuse_orphaned_index(storage)
+        storage.create(MANIFEST_NAME, [manifest.to_json().encode()])
+        existing = read_manifest(storage)
+    existing.require_same(manifest, where=storage.location)
     return existing
 
 
-def _refuse_orphaned_index(root: Path) -> None:
-    is_there = any((root / INDEX_FOLDER).glob("*.parquet"))
-    if is_there and not (root / MANIFEST_NAME).exists():
+def _refuse_orphaned_index(storage: Storage) -> None:
+    is_there = any(file.name.endswith(FRAGMENT_SUFFIX) for file in storage.files(INDEX_FOLDER))
+    if is_there and find_manifest(storage) is None:
         raise IndexCorruptError(
-            f"{root} has an index and no {MANIFEST_NAME}: what made its videos is unknown. "
-            "Restore the file, or build into an empty folder."
+            f"{storage.location} has an index and no {MANIFEST_NAME}: what made its videos is "
+            "unknown. Restore the file, or build into an empty folder."
         )
 
 
-def read_manifest(root: Path) -> Manifest:
-    """Read the manifest of the cache at ``root``.
+def find_manifest(storage: Storage) -> Manifest | None:
+    """The manifest of a cache, None where there is none yet; raises as ``read_manifest``."""
+    try:
+        return read_manifest(storage)
+    except CacheNotFoundError:
+        return None
+
+
+def read_manifest(storage: Storage) -> Manifest:
+    """Read the manifest of a cache.
 
     Raises:
         CacheNotFoundError: there is no cache.
         FormatVersionError: a format version this reader does not know.
         IndexCorruptError: not a manifest, or changed since it was written.
+        CacheError: it cannot be read.
     """
-    path = root / MANIFEST_NAME
+    where = storage.where(MANIFEST_NAME)
     try:
-        with path.open("rb") as file:
+        with storage.open_input(MANIFEST_NAME) as file:
             data = file.read(_MAX_BYTES + 1)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise CacheNotFoundError(
-            f"no cache at {root}: {MANIFEST_NAME} is not there. "
-            "Give the folder that tokenreel build wrote with --out."
+            f"no cache at {storage.location}: {MANIFEST_NAME} is not there. "
+            "Give what tokenreel build got with --out."
         ) from error
     except OSError as error:
-        raise IndexCorruptError(f"cannot read {path}: {error.strerror}") from error
+        raise CacheError(
+            f"cannot read {where}: {error.strerror or error}. Check the permissions; for an object "
+            "store also its credentials, region and endpoint."
+        ) from error
     if len(data) > _MAX_BYTES:
-        raise IndexCorruptError(f"{path} is over {_MAX_BYTES} bytes long; it is not a manifest")
+        raise IndexCorruptError(f"{where} is over {_MAX_BYTES} bytes long; it is not a manifest")
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
-        raise IndexCorruptError(f"{path} is not UTF-8: {error}") from error
-    return Manifest.from_json(text, source=str(path))
+        raise IndexCorruptError(f"{where} is not UTF-8: {error}") from error
+    return Manifest.from_json(text, source=where)

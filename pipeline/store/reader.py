@@ -1,18 +1,16 @@
 """Reading one video out of its shard: only the bytes needed, straight into place, all verified."""
 
 import errno
-import os
-import stat
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from pipeline.storage import RangeReader, Storage
 from pipeline.store.head import Head
-from pipeline.store.shard import shard_path
+from pipeline.store.shard import shard_file
 from schemas.errors import (
     BoundsError,
     CacheCorruptError,
@@ -43,18 +41,34 @@ class VideoReader:
         bytes_read: bytes read from the shard so far.
     """
 
-    def __init__(self, handle: int, row: IndexRow, layout: RecordLayout, path: Path) -> None:
-        self._handle = handle
-        self._path = path
+    def __init__(
+        self, source: RangeReader, row: IndexRow, layout: RecordLayout, where: str, num_rows: int
+    ) -> None:
+        self._source = source
+        self._place = where
+        self._layout = layout
         self._features: TensorSpec = layout["features"]
         self.row = row
         self.bytes_read = 0
-        self.head = self._read_head(layout)
+        self._announce(0, layout.head_bytes + num_rows * self.row_bytes)
+        self.head = self._read_head()
+        self._num_announced = num_rows
 
     @property
     def row_bytes(self) -> int:
         """Bytes of one feature row."""
         return self._features.num_bytes // self._features.shape[0]
+
+    def expect_rows(self, num_rows: int) -> None:
+        """Say how many rows will be read, before memory is taken for them.
+
+        Raises:
+            BoundsError: the file ends before them.
+            ShortReadError: they cannot be fetched.
+        """
+        if num_rows > self._num_announced:
+            self._announce(self._features.offset, num_rows * self.row_bytes)
+            self._num_announced = num_rows
 
     def read_rows(self, num_rows: int, out: memoryview) -> npt.NDArray[np.int64]:
         """Read the first ``num_rows`` stored rows into ``out``, in prompt order.
@@ -88,8 +102,23 @@ class VideoReader:
                 raise self._bad_row(first, rows, digests[first : first + step])
         return order
 
-    def _read_head(self, layout: RecordLayout) -> Head:
-        data = bytearray(layout.head_bytes)
+    def _announce(self, offset: int, num_bytes: int) -> None:
+        """Announce bytes of the video's range; nothing is allocated before the file has them."""
+        begin = self.row.offset or 0
+        try:
+            self._source.announce(begin + offset, num_bytes)
+        except FileNotFoundError as error:
+            raise _missing(self.row, self._place, error) from error
+        except OSError as error:
+            raise self._unreadable(begin + offset, error) from error
+        last, end = begin + self._layout.num_bytes, self._source.end
+        if end is not None and last > end:
+            raise BoundsError(
+                f"{self._where()}: bytes {begin} to {last}, the file has {end}. {_MEND}"
+            )
+
+    def _read_head(self) -> Head:
+        data = bytearray(self._layout.head_bytes)
         self._fill([memoryview(data)], 0)
         found = xxhash.xxh3_64_intdigest(data)
         if found != self.row.head_digest:
@@ -98,7 +127,7 @@ class VideoReader:
                 f"{self.row.head_digest:016x}. {_MEND}"
             )
         try:
-            return Head.from_bytes(data, layout)
+            return Head.from_bytes(data, self._layout)
         except CacheCorruptError as error:
             raise type(error)(f"{self._where()}: {error}") from error
 
@@ -108,11 +137,9 @@ class VideoReader:
         missing = len(buffers) * len(buffers[0])
         while True:
             try:
-                count = os.preadv(self._handle, buffers, position)
+                count = self._source.fill(buffers, position)
             except OSError as error:
-                raise ShortReadError(
-                    f"{self._where()}: byte {position} cannot be read: {error.strerror}. {_MEND}"
-                ) from error
+                raise self._unreadable(position, error) from error
             self.bytes_read += count
             missing -= count
             if not missing:
@@ -125,6 +152,11 @@ class VideoReader:
             position += count
             buffers = unfilled(buffers, count)
 
+    def _unreadable(self, position: int, error: OSError) -> ShortReadError:
+        return ShortReadError(
+            f"{self._where()}: byte {position} cannot be read: {error.strerror or error}. {_MEND}"
+        )
+
     def _bad_row(
         self, first: int, rows: Sequence[memoryview], digests: Sequence[int]
     ) -> ChecksumError:
@@ -136,20 +168,24 @@ class VideoReader:
         )
 
     def _where(self) -> str:
-        return f"video {self.row.video_id!r} in {self._path}"
+        return f"video {self.row.video_id!r} in {self._place}"
 
 
 _MEND = "Find all damage with `tokenreel verify`, then encode those videos again."
 
 
 @contextmanager
-def open_video(root: Path, row: IndexRow, *, fingerprint: str) -> Iterator[VideoReader]:
+def open_video(
+    storage: Storage, row: IndexRow, *, fingerprint: str, num_rows: int = 0
+) -> Iterator[VideoReader]:
     """Open the shard of a committed video and read its head, with every check made.
 
     Args:
-        root: the cache folder.
+        storage: where the cache lies.
         row: a row with status "ok".
         fingerprint: that of the cache's manifest.
+        num_rows: feature rows that will be read, as far as known: on an object store they come
+            with the head, in one request.
 
     Raises:
         FormatVersionError: the row has another format version.
@@ -162,13 +198,22 @@ def open_video(root: Path, row: IndexRow, *, fingerprint: str) -> Iterator[Video
         ChecksumError: the head is not the one written.
     """
     layout = _checked_layout(row, fingerprint)
-    path = shard_path(root, row.shard or "")
-    handle = _open_regular(path, row)
-    try:
-        _check_bounds(os.fstat(handle).st_size, row, layout, path)
-        yield VideoReader(handle, row, layout, path)
-    finally:
-        os.close(handle)
+    name = shard_file(row.shard or "")
+    where = storage.where(name)
+    with ExitStack() as stack:
+        try:
+            source = stack.enter_context(storage.open_range(name))
+        except OSError as error:
+            raise _missing(row, where, error) from error
+        yield VideoReader(source, row, layout, where, num_rows)
+
+
+def _missing(row: IndexRow, where: str, error: OSError) -> ShardMissingError:
+    reason = "a symbolic link" if error.errno == errno.ELOOP else error.strerror
+    return ShardMissingError(
+        f"video {row.video_id!r}: shard {where} cannot be opened: {reason}. "
+        "Copy the whole cache, or encode the video again."
+    )
 
 
 def _checked_layout(row: IndexRow, fingerprint: str) -> RecordLayout:
@@ -186,35 +231,15 @@ def _checked_layout(row: IndexRow, fingerprint: str) -> RecordLayout:
         raise ShardNameError(
             f"video {row.video_id!r}: shard name {row.shard!r} is not a sha256 digest"
         )
+    offset = row.offset if row.offset is not None else -1
+    if offset < 8 or offset % ALIGNMENT_BYTES:
+        raise BoundsError(
+            f"video {row.video_id!r}: its bytes begin at {offset}, expected a multiple of "
+            f"{ALIGNMENT_BYTES}"
+        )
     if row.layout is None or row.layout["features"].num_bytes == 0:
         raise ShapeError(f"video {row.video_id!r}: the row describes no feature row")
     return row.layout
-
-
-def _open_regular(path: Path, row: IndexRow) -> int:
-    """Open without following a link and without waiting for a pipe's other end."""
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        reason = "a symbolic link" if error.errno == errno.ELOOP else error.strerror
-        raise ShardMissingError(
-            f"video {row.video_id!r}: shard {path} cannot be opened: {reason}. "
-            "Copy the whole cache folder, or encode the video again."
-        ) from error
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        os.close(handle)
-        raise ShardMissingError(f"video {row.video_id!r}: shard {path} is not a regular file")
-    return handle
-
-
-def _check_bounds(size: int, row: IndexRow, layout: RecordLayout, path: Path) -> None:
-    """Raise unless the range lies in the file; nothing is allocated before this holds."""
-    offset = row.offset if row.offset is not None else -1
-    if offset < 8 or offset % ALIGNMENT_BYTES or offset + layout.num_bytes > size:
-        raise BoundsError(
-            f"video {row.video_id!r}: bytes {offset} to {offset + layout.num_bytes} of {path}, "
-            f"expected a multiple of {ALIGNMENT_BYTES} and an end within its {size} bytes. {_MEND}"
-        )
 
 
 def unfilled(buffers: Sequence[memoryview], count: int) -> list[memoryview]:

@@ -12,14 +12,11 @@ from schemas.index import IndexRow
 
 
 def count_rows(
-    head: Head,
-    row: IndexRow,
-    fusion: FusionConfig,
-    *,
-    budget: float | int | None,
-    threshold: float | None,
+    row: IndexRow, fusion: FusionConfig, *, budget: float | int | None, threshold: float | None
 ) -> int:
-    """Rows to read, a prefix of the stored ones; all of them when nothing is asked.
+    """Rows to read, a prefix of the stored ones: all of them when nothing is asked.
+
+    0 where a threshold is asked: the scores decide, see ``count_rows_below``.
 
     Raises:
         BudgetError: the stored order cannot serve this; the message says what it can.
@@ -30,23 +27,25 @@ def count_rows(
             f"video {row.video_id!r}: budget={budget!r} and threshold={threshold!r} are two ways "
             "to say how much to load; give one"
         )
-    if budget is not None:
-        return _within_budget(head, row, fusion, budget)
     if threshold is not None:
-        return _within_threshold(head, row, fusion, threshold)
-    return head.num_rows
-
-
-def _within_budget(head: Head, row: IndexRow, fusion: FusionConfig, budget: float | int) -> int:
+        return 0
+    num_rows = row.tokens_after or 0
+    if budget is None:
+        return num_rows
     if not row.nested:
         raise BudgetError(
             f"video {row.video_id!r}: rows of fusion method {fusion.method!r} are in grid order, "
             "and no part of them is a smaller budget. Load all of it, or build with ttf."
         )
-    return min(budget_tokens(budget, row.grid.num_tokens), head.num_rows)
+    return min(budget_tokens(budget, row.grid.num_tokens), num_rows)
 
 
-def _within_threshold(head: Head, row: IndexRow, fusion: FusionConfig, threshold: float) -> int:
+def count_rows_below(head: Head, row: IndexRow, fusion: FusionConfig, threshold: float) -> int:
+    """Rows that TTF keeps at ``threshold``, at least 1.
+
+    Raises:
+        BudgetError: the stored order cannot serve this; the message says what it can.
+    """
     _check_threshold(head, row, fusion, threshold)
     is_anchor = head.grid_index // row.grid.tokens_per_frame == row.anchor_frame
     kept = is_anchor | (head.score <= np.float32(threshold))

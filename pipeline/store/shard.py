@@ -6,18 +6,13 @@ order, and files it writes open with stock ``safetensors``.
 
 import hashlib
 import json
-import os
-import re
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from pipeline.store.atomic import TEMPORARY_SUFFIX, publish_replacing
+from pipeline.storage import Storage
 from pipeline.store.record import VideoRecord
-from schemas.errors import CacheError
 from schemas.index import FORMAT_VERSION
 from schemas.tokens import ALIGNMENT_BYTES
 
@@ -26,50 +21,19 @@ SHARD_SUFFIX = ".safetensors"
 HEADER_BYTES = 4096
 """Headers are padded with spaces to a multiple of this."""
 
-_ASIDE_NAME = re.compile(rf"\.([0-9a-f]{{64}})\.[0-9a-f]{{32}}{re.escape(TEMPORARY_SUFFIX)}")
+
+def shard_file(name: str) -> str:
+    """Where the shard called ``name``, a sha256 digest, stands in its cache."""
+    return f"{SHARD_FOLDER}/{name}{SHARD_SUFFIX}"
 
 
-def shard_path(root: Path, name: str) -> Path:
-    """Where the shard called ``name``, a sha256 digest, stands."""
-    return root / SHARD_FOLDER / f"{name}{SHARD_SUFFIX}"
-
-
-def shard_sizes(root: Path) -> dict[str, int]:
-    """Bytes of each shard of the cache at ``root``, by name."""
-    folder = root / SHARD_FOLDER
-    if not folder.is_dir():
-        return {}
-    try:
-        with os.scandir(folder) as entries:
-            return {
-                entry.name.removesuffix(SHARD_SUFFIX): entry.stat(follow_symlinks=False).st_size
-                for entry in entries
-                if entry.name.endswith(SHARD_SUFFIX) and entry.is_file(follow_symlinks=False)
-            }
-    except OSError as error:
-        raise CacheError(f"cannot list {folder}: {error.strerror}; correct it") from error
-
-
-def set_aside(path: Path) -> Path:
-    """Take a shard's name away from whatever file bears it now; that file's place is returned.
-
-    Raises:
-        FileNotFoundError: no file bears it.
-    """
-    return path.rename(path.with_name(f".{path.stem}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}"))
-
-
-def name_before(aside: Path) -> str | None:
-    """The name of the shard that was set aside here; None for other files."""
-    found = _ASIDE_NAME.fullmatch(aside.name)
-    return found[1] if found else None
-
-
-def put_back(aside: Path, path: Path) -> None:
-    """Give a shard that was set aside its name again, unless a new file bears it by now."""
-    with suppress(FileExistsError, FileNotFoundError):
-        os.link(aside, path)
-    aside.unlink(missing_ok=True)
+def shard_sizes(storage: Storage) -> dict[str, int]:
+    """Bytes of each shard of a cache, by name."""
+    return {
+        file.name.removesuffix(SHARD_SUFFIX): file.num_bytes
+        for file in storage.files(SHARD_FOLDER)
+        if file.name.endswith(SHARD_SUFFIX) and file.is_regular
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +44,15 @@ class PlacedShard:
     offsets: tuple[int, ...]
 
 
-def write_shard(root: Path, records: Sequence[VideoRecord]) -> PlacedShard:
-    """Write ``records`` to one shard, flushed to disk under its final name.
+def write_shard(storage: Storage, records: Sequence[VideoRecord]) -> PlacedShard:
+    """Write ``records`` to one shard, durable under its final name.
 
     Records equal in key and content are stored once. The name is a digest of the content, so the
-    same records always give the same file.
+    same records always give the same file; on an object store, where a shard that is being swept
+    cannot be put back, a random number is added and no name is ever used twice.
 
     Args:
-        root: the cache folder.
+        storage: where the cache lies.
         records: at least one.
 
     Raises:
@@ -96,8 +61,9 @@ def write_shard(root: Path, records: Sequence[VideoRecord]) -> PlacedShard:
     distinct = {_identity(record): record for record in records}
     names = _tensor_prefixes(list(distinct))
     header, starts = _header(list(distinct.values()), names)
-    name = _content_digest(list(distinct.values()), names)
-    publish_replacing(shard_path(root, name), _file_chunks(header, list(distinct.values())))
+    salt = b"" if storage.can_rename else uuid.uuid4().bytes
+    name = _content_digest(list(distinct.values()), names, salt)
+    storage.replace(shard_file(name), _file_chunks(header, list(distinct.values())))
     places = dict(zip(distinct, starts, strict=True))
     offsets = tuple(len(header) + places[_identity(record)] for record in records)
     return PlacedShard(name=name, offsets=offsets)
@@ -142,9 +108,9 @@ def _entry(dtype: str, shape: tuple[int, ...], begin: int, end: int) -> dict[str
     return {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
 
 
-def _content_digest(records: Sequence[VideoRecord], names: Sequence[str]) -> str:
+def _content_digest(records: Sequence[VideoRecord], names: Sequence[str], salt: bytes) -> str:
     """sha256 over names and heads; a head holds the digest of every feature row."""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(salt)
     for record, name in zip(records, names, strict=True):
         for part in (name.encode(), record.head):
             digest.update(len(part).to_bytes(8, "little"))

@@ -4,39 +4,33 @@ from __future__ import annotations
 
 import re
 import time
+import uuid
 from collections import Counter
 from collections.abc import Collection
 from contextlib import suppress
-from pathlib import Path
-from stat import S_ISREG
 from typing import Literal
 
-from pipeline.store.atomic import TEMPORARY_SUFFIX
+from pipeline.storage import Storage, StoredFile
+from pipeline.storage.base import TEMPORARY_SUFFIX
 from pipeline.store.fragment import FRAGMENT_SUFFIX, INDEX_FOLDER
 from pipeline.store.index import read_fragments
-from pipeline.store.shard import (
-    SHARD_FOLDER,
-    SHARD_SUFFIX,
-    name_before,
-    put_back,
-    set_aside,
-    shard_path,
-)
+from pipeline.store.shard import SHARD_FOLDER, SHARD_SUFFIX, shard_file
 from schemas.index import DIGEST_NAME
 
 _STAGED_NAME = re.compile(rf"\.[0-9a-f]{{32}}{re.escape(TEMPORARY_SUFFIX)}")
+_ASIDE_NAME = re.compile(rf"\.([0-9a-f]{{64}})\.[0-9a-f]{{32}}{re.escape(TEMPORARY_SUFFIX)}")
 
 Standing = Literal["used", "waiting", "unused"]
 """Of a shard: a row refers to it; none does, but it is young; none does."""
 
-_SUFFIXES = {INDEX_FOLDER: FRAGMENT_SUFFIX, SHARD_FOLDER: SHARD_SUFFIX}
+_SUFFIXES = {f"{INDEX_FOLDER}/": FRAGMENT_SUFFIX, f"{SHARD_FOLDER}/": SHARD_SUFFIX}
 
 
 class Sweep:
     """One sweep of a cache's folders, beside writers; docs/decisions/compaction.md says why so.
 
     Args:
-        root: the cache folder.
+        storage: where the cache lies.
         used: shards that rows of ``fragments`` refer to.
         fragments: names of the fragments whose rows are known.
         fading: shards whose last row was just dropped; readers may still hold it.
@@ -50,7 +44,7 @@ class Sweep:
 
     def __init__(
         self,
-        root: Path,
+        storage: Storage,
         *,
         used: Collection[str],
         fragments: Collection[str],
@@ -58,7 +52,7 @@ class Sweep:
         grace_seconds: float,
         is_dry_run: bool = False,
     ) -> None:
-        self._root = root
+        self._storage = storage
         self._used = set(used)
         self._fragments = set(fragments)
         self._fading = set(fading)
@@ -73,61 +67,72 @@ class Sweep:
             IndexCorruptError: a fragment committed meanwhile cannot be read.
             OSError: a file cannot be renamed or removed.
         """
-        for path in _files(self._root):
-            if _STAGED_NAME.fullmatch(path.name):
-                self._sweep_file(path)
+        for file in self._storage.files(""):
+            if _STAGED_NAME.fullmatch(file.name):
+                self._sweep_file("", file)
         for folder in (INDEX_FOLDER, SHARD_FOLDER):
-            for path in _files(self._root / folder):
-                self._sweep_file(path)
+            for file in self._storage.files(folder):
+                self._sweep_file(f"{folder}/", file)
 
-    def _sweep_file(self, path: Path) -> None:
+    def _sweep_file(self, folder: str, file: StoredFile) -> None:
         with suppress(FileNotFoundError):  # another compaction took it
-            if not S_ISREG(path.lstat().st_mode):
+            stem, dot, suffix = file.name.rpartition(".")
+            if not file.is_regular:
                 self.counts["foreign"] += 1
-            elif name := name_before(path):
-                self._sweep_shard(path, name)
-            elif path.name.endswith(TEMPORARY_SUFFIX):
-                self._sweep_temporary(path)
-            elif not DIGEST_NAME.fullmatch(path.stem) or path.suffix != _SUFFIXES[path.parent.name]:
+            elif aside := _ASIDE_NAME.fullmatch(file.name):
+                self._sweep_shard(file, aside[1])
+            elif file.name.endswith(TEMPORARY_SUFFIX):
+                self._sweep_temporary(folder, file)
+            elif not DIGEST_NAME.fullmatch(stem) or dot + suffix != _SUFFIXES[folder]:
                 self.counts["foreign"] += 1
-            elif path.suffix == SHARD_SUFFIX:
-                self._sweep_shard(path, path.stem)
+            elif folder == f"{SHARD_FOLDER}/":
+                self._sweep_shard(file, stem)
 
-    def _sweep_temporary(self, path: Path) -> None:
-        if not self._is_young(path):
-            self._count("temporary_files", path)
+    def _sweep_temporary(self, folder: str, file: StoredFile) -> None:
+        if not self._is_young(file):
+            self._count("temporary_files", file)
             if not self._is_dry_run:
-                path.unlink()
+                self._storage.remove(folder + file.name)
 
-    def _sweep_shard(self, path: Path, name: str) -> None:
+    def _sweep_shard(self, file: StoredFile, name: str) -> None:
         """Sweep the shard called ``name``, which may stand aside since a sweep was killed."""
-        is_aside = path.stem != name
-        standing = self.standing(path, name)
-        if self._is_dry_run:
-            self._count(standing, path)
-        elif is_aside or standing == "unused":
-            self.settle(path if is_aside else set_aside(path))
+        is_aside = _ASIDE_NAME.fullmatch(file.name) is not None
+        standing = self.standing(file, name)
+        if self._is_dry_run or (standing != "unused" and not is_aside):
+            self._count(standing, file)
+        elif self._storage.can_rename:
+            self.settle(file.name if is_aside else self.set_aside(name), name)
         else:
-            self._count(standing, path)
+            self._count(standing, file)
+            self._storage.remove(shard_file(name))
 
-    def standing(self, path: Path, name: str) -> Standing:
-        """What is known now of the file at ``path`` as the shard called ``name``.
+    def standing(self, file: StoredFile, name: str) -> Standing:
+        """What is known now of ``file`` as the shard called ``name``.
 
         Raises:
-            FileNotFoundError: it is gone.
             IndexCorruptError: a fragment committed meanwhile cannot be read.
         """
         if name in self._used:
             return "used"
-        if self._is_young(path) or (self._grace_seconds and name in self._fading):
+        if self._is_young(file) or (self._grace_seconds and name in self._fading):
             return "waiting"
-        for fragment in read_fragments(self._root, known=self._fragments):
+        for fragment in read_fragments(self._storage, known=self._fragments):
             self._used |= set(fragment.table["shard"].drop_null().to_pylist())
             self._fragments.add(fragment.name)
         return "used" if name in self._used else "unused"
 
-    def settle(self, aside: Path) -> None:
-        """Remove a shard that was set aside, or put it back when it turns out to be wanted.
+    def set_aside(self, name: str) -> str:
+        """Take a shard's name away from whatever file bears it now; that file's new name.
+
+        Raises:
+            FileNotFoundError: no file bears it.
+        """
+        aside = f".{name}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}"
+        self._storage.rename(shard_file(name), f"{SHARD_FOLDER}/{aside}")
+        return aside
+
+    def settle(self, aside: str, name: str) -> None:
+        """Remove the shard ``name`` that was set aside, or put it back if it turns out wanted.
 
         A writer may have replaced it by its equal just before it was set aside, and may have
         committed a row that refers to it since the index was read.
@@ -136,29 +141,23 @@ class Sweep:
             FileNotFoundError: another compaction settled it.
             IndexCorruptError: as ``standing``; it is put back.
         """
-        name = name_before(aside) or ""
+        place = f"{SHARD_FOLDER}/{aside}"
         standing: Standing = "used"
         try:
-            standing = self.standing(aside, name)
-            self._count(standing, aside)
+            file = self._storage.stat(place)
+            standing = self.standing(file, name)
+            self._count(standing, file)
         finally:
             if standing == "unused":
-                aside.unlink(missing_ok=True)
+                self._storage.remove(place)
             else:
-                put_back(aside, shard_path(self._root, name))
+                self._storage.put_back(place, shard_file(name))
 
-    def _is_young(self, path: Path) -> bool:
-        age = time.time() - path.lstat().st_mtime
+    def _is_young(self, file: StoredFile) -> bool:
+        age = time.time() - file.modified_ns / 1e9
         return self._grace_seconds > 0 and age < self._grace_seconds
 
-    def _count(self, what: str, path: Path) -> None:
+    def _count(self, what: str, file: StoredFile) -> None:
         self.counts[what] += 1
         if what in ("unused", "temporary_files"):
-            self.counts["bytes"] += path.lstat().st_size
-
-
-def _files(folder: Path) -> list[Path]:
-    try:
-        return sorted(folder.iterdir())
-    except FileNotFoundError:
-        return []
+            self.counts["bytes"] += file.num_bytes

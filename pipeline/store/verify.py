@@ -6,17 +6,17 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from pipeline.store.atomic import TEMPORARY_SUFFIX
-from pipeline.store.fragment import INDEX_FOLDER, fragment_paths
+from pipeline.storage import RangeReader, Storage
+from pipeline.storage.base import TEMPORARY_SUFFIX
+from pipeline.store.fragment import INDEX_FOLDER, fragment_file, fragment_names
 from pipeline.store.index import Index, scan_fragments
 from pipeline.store.manifest import read_manifest
 from pipeline.store.merge import merge_fragments
 from pipeline.store.reader import open_video
-from pipeline.store.shard import SHARD_FOLDER, SHARD_SUFFIX, shard_path
+from pipeline.store.shard import SHARD_FOLDER, SHARD_SUFFIX, shard_file
 from schemas.errors import TokenreelError
 from schemas.index import IndexRow
 
@@ -24,12 +24,16 @@ FINDINGS = ("damaged_video", "damaged_shard", "damaged_fragment", "orphan_shard"
 """What ``verify_cache`` finds; orphans and temporary files are harmless debris of a crash."""
 
 
+MAX_HEADER_BYTES = 100 * 2**20
+"""What stock safetensors accepts."""
+
+
 @dataclass(frozen=True, slots=True)
 class VerifyFinding:
     """One thing that is not as committed; ``kind`` is one of ``FINDINGS``."""
 
     kind: str
-    path: Path
+    where: str
     video_id: str | None
     error: str
 
@@ -39,77 +43,94 @@ class VerifyFinding:
         return self.kind.startswith("damaged")
 
 
-def verify_cache(root: Path) -> Iterator[VerifyFinding]:
+def verify_cache(storage: Storage) -> Iterator[VerifyFinding]:
     """Read all that is committed and say what is wrong; nothing is said of what is right.
 
     Every fragment, the header of every shard by the rules of stock safetensors, and of every
     video the fingerprint, the head's digest and the digest of every feature row.
 
     Args:
-        root: the cache folder.
+        storage: where the cache lies.
 
     Raises:
         CacheNotFoundError: there is no cache.
         CacheCorruptError: its manifest cannot be read.
     """
-    fingerprint = read_manifest(root).fingerprint
-    fragments, damage = scan_fragments(root)
-    for path, error in damage.items():
-        yield VerifyFinding("damaged_fragment", path, None, str(error))
+    fingerprint = read_manifest(storage).fingerprint
+    fragments, damage = scan_fragments(storage)
+    for name, error in damage.items():
+        where = storage.where(fragment_file(name))
+        yield VerifyFinding("damaged_fragment", where, None, str(error))
     rows: list[IndexRow] = []
-    yield from _check_rows(root, Index(merge_fragments(fragments)), rows)
+    yield from _check_rows(storage, Index(merge_fragments(fragments)), rows)
     rows.sort(key=lambda row: (row.shard or "", row.offset or 0))
     for name, members in groupby(rows, key=lambda row: row.shard or ""):
-        yield from _check_shard(root, shard_path(root, name), list(members), fingerprint)
+        yield from _check_shard(storage, shard_file(name), list(members), fingerprint)
     used = {name for part in fragments for name in part.table["shard"].drop_null().to_pylist()}
     names = {fragment.name for fragment in fragments}
-    is_whole = not damage and names == {path.stem for path in fragment_paths(root)}
-    yield from _find_debris(root, used if is_whole else None)
+    is_whole = not damage and names == set(fragment_names(storage))
+    yield from _find_debris(storage, used if is_whole else None)
 
 
-def _check_rows(root: Path, index: Index, good: list[IndexRow]) -> Iterator[VerifyFinding]:
+def _check_rows(storage: Storage, index: Index, good: list[IndexRow]) -> Iterator[VerifyFinding]:
     """Say which rows contradict themselves; committed ones that do not are added to ``good``."""
     for video_id in index.table["video_id"].to_pylist():
         try:
             row = index.row(video_id)
         except TokenreelError as error:
-            yield VerifyFinding("damaged_video", root / INDEX_FOLDER, video_id, str(error))
+            where = storage.where(INDEX_FOLDER)
+            yield VerifyFinding("damaged_video", where, video_id, str(error))
         else:
             if row.status == "ok":
                 good.append(row)
 
 
 def _check_shard(
-    root: Path, path: Path, rows: Sequence[IndexRow], fingerprint: str
+    storage: Storage, name: str, rows: Sequence[IndexRow], fingerprint: str
 ) -> Iterator[VerifyFinding]:
+    where = storage.where(name)
     readable = []
     for row in rows:
         try:
-            with open_video(root, row, fingerprint=fingerprint) as reader:
+            num_rows = row.tokens_after or 0
+            with open_video(storage, row, fingerprint=fingerprint, num_rows=num_rows) as reader:
                 size = reader.head.num_rows * reader.row_bytes
                 reader.read_rows(reader.head.num_rows, memoryview(bytearray(size)))
             readable.append(row)
         except TokenreelError as error:
-            yield VerifyFinding("damaged_video", path, row.video_id, str(error))
+            yield VerifyFinding("damaged_video", where, row.video_id, str(error))
     if readable:
-        problem = _header_problem(path, readable)
+        problem = _header_problem(storage, name, readable)
         if problem:
-            yield VerifyFinding("damaged_shard", path, None, problem)
+            yield VerifyFinding("damaged_shard", where, None, problem)
 
 
-def _header_problem(path: Path, rows: Sequence[IndexRow]) -> str | None:
+def _header_problem(storage: Storage, name: str, rows: Sequence[IndexRow]) -> str | None:
     """What other readers of safetensors would stumble over; ours do not need the header."""
     try:
-        with safe_open(path, framework="numpy"), path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            entries = json.loads(file.read(length))
-    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+        with storage.open_range(name) as source:
+            length = int.from_bytes(_read_whole(source, 0, 8), "little")
+            if length > MAX_HEADER_BYTES:
+                return f"the header is not safetensors: it claims {length} bytes"
+            entries = json.loads(_read_whole(source, 8, length))
+        if storage.can_rename:
+            with safe_open(storage.where(name), framework="numpy"):
+                pass
+    except (SafetensorError, OSError, RuntimeError, ValueError, RecursionError) as error:
         return f"the header is not safetensors: {error}"
-    entries.pop("__metadata__", None)
-    stored = {
-        (name.rpartition("/")[2], entry["dtype"], *entry["shape"], *entry["data_offsets"])
-        for name, entry in entries.items()
-    }
+    return _unlisted(entries, length, rows)
+
+
+def _unlisted(entries: object, length: int, rows: Sequence[IndexRow]) -> str | None:
+    """Which tensor of ``rows`` a header of ``length`` bytes does not list as it lies."""
+    try:
+        stored = {
+            (name.rpartition("/")[2], entry["dtype"], *entry["shape"], *entry["data_offsets"])
+            for name, entry in dict(entries).items()  # type: ignore[call-overload]
+            if name != "__metadata__"
+        }
+    except (TypeError, ValueError, KeyError) as error:
+        return f"the header is not safetensors: {error!r}"
     for row in rows:
         begin = (row.offset or 0) - 8 - length
         for spec in row.layout or ():
@@ -119,13 +140,27 @@ def _header_problem(path: Path, rows: Sequence[IndexRow]) -> str | None:
     return None
 
 
-def _find_debris(root: Path, used: set[str] | None) -> Iterator[VerifyFinding]:
+def _read_whole(source: RangeReader, position: int, num_bytes: int) -> bytes:
+    source.announce(position, num_bytes)
+    if source.end is not None and position + num_bytes > source.end:
+        raise ValueError(f"it ends at byte {source.end}, expected {position + num_bytes}")
+    data = bytearray(num_bytes)
+    rest = memoryview(data)
+    while rest:
+        count = source.fill([rest], position + num_bytes - len(rest))
+        if not count:
+            raise ValueError(f"it ends early, expected {position + num_bytes} bytes")
+        rest = rest[count:]
+    return bytes(data)
+
+
+def _find_debris(storage: Storage, used: set[str] | None) -> Iterator[VerifyFinding]:
     """Files nobody refers to; ``used`` is None when a damaged fragment may refer to any shard."""
-    for folder in (root, root / INDEX_FOLDER, root / SHARD_FOLDER):
-        if not folder.is_dir():
-            continue
-        for path in sorted(folder.iterdir()):
-            if path.name.endswith(TEMPORARY_SUFFIX):
-                yield VerifyFinding("temporary_file", path, None, "left by a crash, or in writing")
-            elif path.name.endswith(SHARD_SUFFIX) and used is not None and path.stem not in used:
-                yield VerifyFinding("orphan_shard", path, None, "no index row refers to it")
+    for folder in ("", f"{INDEX_FOLDER}/", f"{SHARD_FOLDER}/"):
+        for file in storage.files(folder.rstrip("/")):
+            where = storage.where(folder + file.name)
+            stem = file.name.removesuffix(SHARD_SUFFIX)
+            if file.name.endswith(TEMPORARY_SUFFIX):
+                yield VerifyFinding("temporary_file", where, None, "left by a crash, or in writing")
+            elif stem != file.name and used is not None and stem not in used:
+                yield VerifyFinding("orphan_shard", where, None, "no index row refers to it")

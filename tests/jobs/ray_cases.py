@@ -16,7 +16,8 @@ from jobs.ray_runner import RayRunner
 from jobs.worker import Worker
 from pipeline.cache import open_cache
 from pipeline.decode.clips import write_scene_clip
-from pipeline.store.fragment import fragment_paths, read_fragment
+from pipeline.storage import open_storage
+from pipeline.store.fragment import fragment_names, read_fragment
 from pipeline.store.index import Index
 from pipeline.store.manifest import create_or_check
 from pipeline.store.verify import verify_cache
@@ -57,19 +58,22 @@ def wait_until(holds: Callable[[], object], what: str) -> None:
 
 def wait_for_commits(root: Path, building: subprocess.Popen[str]) -> None:
     """Wait until a build has committed something and still has something to do."""
-    wait_until(lambda: fragment_paths(root) or building.poll() is not None, "a first commit")
+    wait_until(
+        lambda: fragment_names(open_storage(root)) or building.poll() is not None, "a first commit"
+    )
     assert building.poll() is None, building.stderr and building.stderr.read()
 
 
 def rows_written(root: Path) -> list[str]:
     """The video ids of all rows of all fragments; a video done twice is there twice."""
-    tables = [read_fragment(path) for path in fragment_paths(root)]
+    storage = open_storage(root)
+    tables = [read_fragment(storage, name) for name in fragment_names(storage)]
     return [video_id for table in tables for video_id in table["video_id"].to_pylist()]
 
 
 def writers(root: Path) -> list[str]:
     """Which process wrote the row of each video, as ``host:pid``."""
-    return Index.read(root).table["writer"].to_pylist()
+    return Index.read(open_storage(root)).table["writer"].to_pylist()
 
 
 def pid_of(writer: str) -> int:
@@ -91,7 +95,11 @@ def assert_sound(
     assert kinds == (failed or {})
     for video_id in good:
         assert cache.load(video_id).num_tokens == cache.row(video_id).tokens_after
-    findings = [found for found in verify_cache(root) if found.is_damage or not is_debris_allowed]
+    findings = [
+        found
+        for found in verify_cache(open_storage(root))
+        if found.is_damage or not is_debris_allowed
+    ]
     assert findings == []
 
 
@@ -139,7 +147,7 @@ class WatchedBuild:
         self.tally = Tally(total=len(self.plan.todo))
         self._config = config
         self._runner = RayRunner(config, root, worker_class=worker_class)
-        create_or_check(root, self._runner.manifest)
+        create_or_check(open_storage(root), self._runner.manifest)
 
     def events(self) -> Iterator[Event]:
         for event in self._runner.run(self.plan.tasks()):

@@ -14,6 +14,7 @@ from jobs.worker import Worker
 from pipeline.cache import open_cache
 from pipeline.decode.clips import write_scene_clip
 from pipeline.keys import content_digest
+from pipeline.storage import open_storage
 from pipeline.store.manifest import create_or_check
 from pipeline.store.verify import verify_cache
 from schemas.config_file import parse_config
@@ -252,7 +253,7 @@ def test_a_video_whose_shard_is_lost_or_cut_short_is_made_again(corpus, tmp_path
     os.truncate(cut, 5000)
     assert run(corpus, tmp_path / "cache", one_each).tally.done == 2
     assert digests(tmp_path / "cache") == before
-    assert list(verify_cache(tmp_path / "cache")) == []
+    assert list(verify_cache(open_storage(tmp_path / "cache"))) == []
 
 
 def test_an_equal_id_in_another_folder_is_another_video(corpus, tmp_path, config):
@@ -334,7 +335,7 @@ def test_no_video_waits_longer_for_its_commit_than_the_settings_say(corpus, tmp_
 def test_an_interrupted_task_commits_what_is_encoded(corpus, tmp_path, config):
     config = config.override("encoder", max_patches_per_call=1)
     worker = InterruptedWorker(config, tmp_path / "cache")
-    create_or_check(tmp_path / "cache", worker.manifest)
+    create_or_check(open_storage(tmp_path / "cache"), worker.manifest)
     plan = plan_build([str(corpus / "a.mp4"), str(corpus / "b.mp4")], tmp_path, config)
     worker.add(plan.tasks())
     with pytest.raises(KeyboardInterrupt):

@@ -20,7 +20,8 @@ from jobs.ray_runner import RayRunner
 from pipeline.cache import open_cache
 from pipeline.corpus import find_videos
 from pipeline.decode.clips import write_scene_clip
-from pipeline.store.fragment import fragment_paths
+from pipeline.storage import open_storage
+from pipeline.store.fragment import fragment_names
 from pipeline.store.manifest import create_or_check
 from schemas.config import RunConfig
 from schemas.config_file import parse_config
@@ -124,7 +125,7 @@ def test_the_numbers_at_the_endpoint_are_the_sums_over_the_index(
         ("written_bytes_total",): total("num_bytes"),
         ("tokens_before_total",): total("tokens_before"),
         ("tokens_after_total",): total("tokens_after"),
-        ("stage_duration_seconds_count", "write"): len(fragment_paths(root)),
+        ("stage_duration_seconds_count", "write"): len(fragment_names(open_storage(root))),
         **in_buckets("keep_ratio", [row["keep_ratio"] for row in done]),
     }
     for stage, seconds in stages.items():
@@ -139,7 +140,7 @@ def test_the_driver_counts_deaths_of_workers_and_the_videos_that_cause_them(
     write_scene_clip(tmp_path / "deadly.mp4", seed=5, seconds=2.0, width=128, height=96, fps=12)
     root = tmp_path / "cache"
     runner = RayRunner(config, root, worker_class=MortalWorker)
-    create_or_check(root, runner.manifest)
+    create_or_check(open_storage(root), runner.manifest)
     videos = find_videos([str(corpus / "0.mp4"), str(tmp_path / "deadly.mp4")])
     expected = {
         ("worker_deaths_total", "ActorDiedError"): 2,

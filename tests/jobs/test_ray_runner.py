@@ -11,6 +11,7 @@ from jobs.ray_runner import RayRunner
 from pipeline.cache import open_cache
 from pipeline.corpus import find_videos
 from pipeline.decode.clips import write_scene_clip
+from pipeline.storage import open_storage
 from pipeline.store.manifest import create_or_check
 from schemas.config_file import parse_config
 from schemas.errors import ConfigError, ModelError, TokenreelError
@@ -75,7 +76,7 @@ def test_a_dead_worker_costs_no_video_and_only_the_one_that_kills_every_time_is_
     root.mkdir()
     runner = RayRunner(config, root, worker_class=MortalWorker)
     try:
-        create_or_check(root, runner.manifest)
+        create_or_check(open_storage(root), runner.manifest)
         tasks = make_plan(find_videos([str(copy)]), None).tasks()
         events = list(runner.run(tasks))
     finally:

@@ -14,6 +14,7 @@ from jobs.room import Room
 from jobs.worker import Worker
 from pipeline.cache import open_cache
 from pipeline.decode.clips import write_scene_clip
+from pipeline.storage import open_storage
 from pipeline.store.manifest import create_or_check
 from schemas.config import StoreConfig
 from schemas.config_file import parse_config
@@ -26,7 +27,7 @@ SOON = 30.0
 
 @pytest.fixture
 def root(tmp_path):
-    create_or_check(tmp_path, MANIFEST)
+    create_or_check(open_storage(tmp_path), MANIFEST)
     return tmp_path
 
 
@@ -104,7 +105,7 @@ def test_videos_are_read_ahead_while_the_encoder_is_busy(clips):
 
 def test_what_is_told_to_be_the_last_is_committed_at_once(root):
     said = SimpleQueue()
-    committer = Committer(root, StoreConfig(), said.put)
+    committer = Committer(open_storage(root), StoreConfig(), said.put)
     committer.put(entries("a", "b"), is_last=False)
     committer.put(entries("c"), is_last=True)
     committed = said.get(timeout=SOON)
@@ -115,7 +116,7 @@ def test_what_is_told_to_be_the_last_is_committed_at_once(root):
 
 def test_a_shard_is_closed_as_soon_as_it_is_large_enough(root):
     said = SimpleQueue()
-    committer = Committer(root, StoreConfig(shard_bytes=1), said.put)
+    committer = Committer(open_storage(root), StoreConfig(shard_bytes=1), said.put)
     committer.put(entries("a", "b"), is_last=False)
     names = [said.get(timeout=SOON).rows[0].video_id for _ in range(2)]
     committer.close()
@@ -125,14 +126,14 @@ def test_a_shard_is_closed_as_soon_as_it_is_large_enough(root):
 
 def test_nothing_waits_longer_for_its_commit_than_the_settings_say(root):
     said = SimpleQueue()
-    committer = Committer(root, StoreConfig(commit_seconds=0.01), said.put)
+    committer = Committer(open_storage(root), StoreConfig(commit_seconds=0.01), said.put)
     committer.put(entries("a"), is_last=False)
     assert isinstance(said.get(timeout=SOON), Committed)
     committer.close()
 
 
 def test_closing_commits_what_waits(root):
-    committer = Committer(root, StoreConfig(), lambda event: None)
+    committer = Committer(open_storage(root), StoreConfig(), lambda event: None)
     committer.put(entries("a"), is_last=False)
     committer.close()
     assert list(open_cache(root).ids()) == ["a"]
@@ -141,7 +142,7 @@ def test_closing_commits_what_waits(root):
 def test_a_disk_that_cannot_be_written_is_told_and_holds_up_nobody(tmp_path):
     (tmp_path / "shards").write_text("in the way")
     said = SimpleQueue()
-    committer = Committer(tmp_path, StoreConfig(shard_bytes=1), said.put)
+    committer = Committer(open_storage(tmp_path), StoreConfig(shard_bytes=1), said.put)
     for name in "abcdef":
         committer.put(entries(name), is_last=False)
     assert isinstance(said.get(timeout=SOON), CacheError)
@@ -153,7 +154,7 @@ def test_a_worker_says_of_each_video_first_that_it_is_assembled_then_that_it_is_
 ):
     config = parse_config({"encoder": {"model": str(tiny_checkpoint), "device": "cpu"}})
     worker = Worker(config, tmp_path)
-    create_or_check(tmp_path, worker.manifest)
+    create_or_check(open_storage(tmp_path), worker.manifest)
     try:
         worker.add(tasks_of(clips))
         worker.finish()
@@ -174,7 +175,7 @@ def test_a_worker_that_is_closed_ends_its_run_and_its_decode_children(
     config = parse_config({"encoder": {"model": str(tiny_checkpoint), "device": "cpu"}})
     threads = set(threading.enumerate())
     worker = Worker(config, tmp_path)
-    create_or_check(tmp_path, worker.manifest)
+    create_or_check(open_storage(tmp_path), worker.manifest)
     worker.add(tasks_of(clips))
     running = worker.run()
     next(running)

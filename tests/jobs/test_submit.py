@@ -24,6 +24,7 @@ from click.testing import CliRunner
 from jobs.cli import cli
 from pipeline.cache import open_cache
 from pipeline.decode.clips import write_scene_clip
+from pipeline.storage import open_storage
 from pipeline.store.manifest import read_manifest
 from tests.synthetic import REPOSITORY
 
@@ -250,7 +251,7 @@ def test_a_submitted_build_ends_with_exit_code_0_and_a_complete_cache(runs, plac
 
 
 def test_the_config_file_of_this_machine_travels_with_the_job(runs, place):
-    assert read_manifest(place / "whole").sampling.fps == 4.0
+    assert read_manifest(open_storage(place / "whole")).sampling.fps == 4.0
 
 
 def test_the_job_gets_absolute_paths(runs, place):

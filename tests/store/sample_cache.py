@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pipeline.storage import open_storage
 from pipeline.store.commit import PendingVideo, commit_videos
 from pipeline.store.manifest import create_or_check
 from pipeline.store.record import pack_record
@@ -136,8 +137,8 @@ def failed_row(video_id: str, **changes) -> IndexRow:
 
 
 def build(root: Path, *entries, manifest: Manifest = MANIFEST) -> list[IndexRow]:
-    create_or_check(root, manifest)
-    return commit_videos(root, list(entries))
+    create_or_check(open_storage(root), manifest)
+    return commit_videos(open_storage(root), list(entries))
 
 
 def shard_of(root: Path) -> Path:
@@ -148,3 +149,7 @@ def shard_of(root: Path) -> Path:
 def fragment_of(root: Path) -> Path:
     (path,) = (root / "index").glob("*.parquet")
     return path
+
+
+def fragments_of(root: Path) -> list[Path]:
+    return sorted((root / "index").glob("*.parquet"))

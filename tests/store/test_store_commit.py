@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from pipeline.cache import open_cache
+from pipeline.storage import open_storage
 from pipeline.store.commit import commit_videos
 from pipeline.store.manifest import create_or_check
 from pipeline.store.verify import verify_cache
@@ -82,7 +83,7 @@ def test_two_processes_that_commit_the_same_task_leave_one_copy(tmp_path):
     assert shard_of(tmp_path)
     assert fragment_of(tmp_path)
     assert list(open_cache(tmp_path).ids()) == ["1", "2"]
-    assert list(verify_cache(tmp_path)) == []
+    assert list(verify_cache(open_storage(tmp_path))) == []
 
 
 @pytest.mark.slow
@@ -100,11 +101,11 @@ def test_a_process_killed_at_any_point_leaves_all_rows_or_none(tmp_path):
             continue
         cache = open_cache(root)
         counts.append(len(cache))
-        kinds = {finding.kind for finding in verify_cache(root)}
+        kinds = {finding.kind for finding in verify_cache(open_storage(root))}
         assert kinds <= {"orphan_shard", "temporary_file"}
         build(root, *[make_sample(seed=n).pending(str(n), key=str(n) * 64) for n in (1, 2)])
         assert len(open_cache(root)) == 2
-        assert not any(finding.is_damage for finding in verify_cache(root))
+        assert not any(finding.is_damage for finding in verify_cache(open_storage(root)))
     assert set(counts) == {0, 2}
 
 
@@ -122,14 +123,14 @@ def test_a_disk_that_is_full_leaves_the_old_cache_and_nothing_half_written(tmp_p
     cache = open_cache(tmp_path)
     assert list(cache.ids()) == ["old"]
     cache.load("old")
-    assert {finding.kind for finding in verify_cache(tmp_path)} == debris
+    assert {finding.kind for finding in verify_cache(open_storage(tmp_path))} == debris
 
 
 def test_a_folder_that_cannot_be_made_is_an_error_with_its_path(tmp_path):
     (tmp_path / "shards").write_bytes(b"a file where a folder belongs")
-    create_or_check(tmp_path, MANIFEST)
+    create_or_check(open_storage(tmp_path), MANIFEST)
     with pytest.raises(CacheError, match=f"cannot write {tmp_path}/shards/"):
-        commit_videos(tmp_path, [make_sample().pending("v")])
+        commit_videos(open_storage(tmp_path), [make_sample().pending("v")])
 
 
 def test_committing_again_returns_the_rows_of_the_first_commit(tmp_path):
@@ -150,7 +151,7 @@ def test_rows_come_back_in_the_order_given_and_nothing_gives_nothing(tmp_path):
     rows = build(tmp_path, failed_row("z"), make_sample().pending("m"), failed_row("a"))
     assert [row.video_id for row in rows] == ["z", "m", "a"]
     assert [row.status for row in rows] == ["failed", "ok", "failed"]
-    assert commit_videos(tmp_path, []) == []
+    assert commit_videos(open_storage(tmp_path), []) == []
 
 
 def test_a_committed_row_reads_back_equal(tmp_path):
@@ -182,7 +183,7 @@ def test_fragments_are_plain_parquet_to_pandas_and_duckdb(tmp_path):
 
 
 def test_another_configuration_is_refused_naming_each_field(tmp_path):
-    create_or_check(tmp_path, MANIFEST)
+    create_or_check(open_storage(tmp_path), MANIFEST)
     before = (tmp_path / "manifest.json").read_bytes()
     other = replace(
         MANIFEST,
@@ -190,7 +191,7 @@ def test_another_configuration_is_refused_naming_each_field(tmp_path):
         encoder=replace(MANIFEST.encoder, weights_digest="9" * 64),
     )
     with pytest.raises(CacheMismatchError) as error:
-        create_or_check(tmp_path, other)
+        create_or_check(open_storage(tmp_path), other)
     for name in ("fusion.threshold", "fusion.window", "encoder.weights_digest"):
         assert name in str(error.value)
     assert "fusion.method" not in str(error.value)
@@ -198,7 +199,7 @@ def test_another_configuration_is_refused_naming_each_field(tmp_path):
 
 
 def test_what_a_manifest_says_about_itself_is_not_compared(tmp_path):
-    create_or_check(tmp_path, replace(MANIFEST, about={"host": "one"}))
-    kept = create_or_check(tmp_path, replace(MANIFEST, about={"host": "two"}))
+    create_or_check(open_storage(tmp_path), replace(MANIFEST, about={"host": "one"}))
+    kept = create_or_check(open_storage(tmp_path), replace(MANIFEST, about={"host": "two"}))
     assert kept.about == {"host": "one"}
     assert json.loads((tmp_path / "manifest.json").read_text())["about"] == {"host": "one"}

@@ -21,21 +21,28 @@ from hypothesis import strategies as st
 
 from jobs.cli import cli
 from pipeline.cache import open_cache
+from pipeline.storage import open_storage
 from pipeline.store.commit import commit_videos
 from pipeline.store.compact import compact_cache
 from pipeline.store.fragment import (
     MAX_ROW_GROUP_BYTES,
-    fragment_path,
-    fragment_paths,
+    fragment_file,
     pack_fragment,
-    read_fragment,
 )
 from pipeline.store.index import read_index
-from pipeline.store.shard import set_aside, shard_path, write_shard
+from pipeline.store.shard import shard_file, write_shard
 from pipeline.store.sweep import Sweep
 from pipeline.store.verify import verify_cache
 from schemas.errors import CacheNotFoundError, IndexCorruptError
-from tests.store.sample_cache import MANIFEST, build, failed_row, fragment_of, make_sample, shard_of
+from tests.store.sample_cache import (
+    MANIFEST,
+    build,
+    failed_row,
+    fragment_of,
+    fragments_of,
+    make_sample,
+    shard_of,
+)
 
 REPOSITORY = Path(__file__).parents[2]
 HOUR = 3600
@@ -46,7 +53,7 @@ def digest(text: object) -> str:
 
 
 def add_fragment(root: Path, name: object, rows) -> Path:
-    path = fragment_path(root, digest(name))
+    path = root / fragment_file(digest(name))
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(pack_fragment(rows))
     return path
@@ -61,7 +68,7 @@ def make_old(*paths: Path, seconds: float = 2 * HOUR) -> None:
 def orphan(root: Path, seed: int, *, age_seconds: float = 2 * HOUR) -> Path:
     """A shard that no row refers to, as a writer leaves that died before its fragment."""
     record = make_sample(seed=seed).record(f"{seed:064x}")
-    path = shard_path(root, write_shard(root, [record]).name)
+    path = root / shard_file(write_shard(open_storage(root), [record]).name)
     make_old(path, seconds=age_seconds)
     return path
 
@@ -153,25 +160,25 @@ def check_every_step(root: Path, committed, fragments, max_rows: int) -> None:
     (root / "manifest.json").write_text(MANIFEST.to_json())
     for n, rows in enumerate(fragments):
         add_fragment(root, n, [any_row(committed, shard=digest(n), **fields) for fields in rows])
-    before = {path: path.read_bytes() for path in fragment_paths(root)}
-    table = read_index(root)
+    before = {path: path.read_bytes() for path in fragments_of(root)}
+    table = read_index(open_storage(root))
 
-    report = compact_cache(root, max_fragment_rows=max_rows)
+    report = compact_cache(open_storage(root), max_fragment_rows=max_rows)
 
-    after = fragment_paths(root)
+    after = fragments_of(root)
     assert (report.fragments_after, report.rows) == (len(after), table.num_rows)
     removed = [path for path in before if path not in after]
     for place in range(len(removed), -1, -1):
-        assert read_index(root).equals(table)
+        assert read_index(open_storage(root)).equals(table)
         if place:
             removed[place - 1].write_bytes(before[removed[place - 1]])
-    compact_cache(root, max_fragment_rows=max_rows)
-    compact_cache(root, max_fragment_rows=max_rows)
-    assert read_index(root).equals(table)
-    left = fragment_paths(root)
-    assert sum(read_fragment(path).num_rows for path in left) == table.num_rows
-    compact_cache(root, max_fragment_rows=max_rows)
-    assert fragment_paths(root) == left
+    compact_cache(open_storage(root), max_fragment_rows=max_rows)
+    compact_cache(open_storage(root), max_fragment_rows=max_rows)
+    assert read_index(open_storage(root)).equals(table)
+    left = fragments_of(root)
+    assert sum(pq.read_metadata(path).num_rows for path in left) == table.num_rows
+    compact_cache(open_storage(root), max_fragment_rows=max_rows)
+    assert fragments_of(root) == left
 
 
 def any_row(committed, *, status, shard, **fields):
@@ -189,9 +196,9 @@ def test_a_row_that_outweighs_a_failure_the_winner_does_not_stays_until_that_is_
     add_fragment(tmp_path, 0, [committed, winner, failure])
     rows = []
     for _ in range(3):
-        compact_cache(tmp_path)
-        assert read_index(tmp_path)["created_ns"].to_pylist() == [8]
-        rows.append(read_fragment(fragment_of(tmp_path)).num_rows)
+        compact_cache(open_storage(tmp_path))
+        assert read_index(open_storage(tmp_path))["created_ns"].to_pylist() == [8]
+        rows.append(pq.read_metadata(fragment_of(tmp_path)).num_rows)
     assert rows == [2, 1, 1]
 
 
@@ -199,16 +206,16 @@ def test_whole_numbers_too_long_for_a_double_are_rounded_beside_decimal_ones(tmp
     build(tmp_path)
     add_fragment(tmp_path, 0, [replace(committed, video_id="a", extra={"n": 2**60 + 1})])
     add_fragment(tmp_path, 1, [replace(committed, video_id="b", extra={"n": 0.5})])
-    compact_cache(tmp_path)
+    compact_cache(open_storage(tmp_path))
     assert open_cache(tmp_path).index["n"].to_pylist() == [2.0**60, 0.5]
 
 
 def test_many_fragments_become_one_that_pandas_and_duckdb_read(cache):
-    table = read_index(cache)
-    report = compact_cache(cache)
+    table = read_index(open_storage(cache))
+    report = compact_cache(open_storage(cache))
     assert (report.fragments_before, report.fragments_after) == (6, 1)
     assert (report.rows, report.rows_dropped) == (7, 3)
-    assert read_index(cache).equals(table)
+    assert read_index(open_storage(cache)).equals(table)
     frame = pd.read_parquet(fragment_of(cache))
     assert frame["video_id"].tolist() == ["v00", "v01", "v10", "v11", "v2", "w0", "w1"]
     pattern = str(cache / "index" / "*.parquet")
@@ -217,9 +224,9 @@ def test_many_fragments_become_one_that_pandas_and_duckdb_read(cache):
 
 
 def test_a_compact_cache_is_left_as_it_is(cache):
-    compact_cache(cache, grace_seconds=0)
+    compact_cache(open_storage(cache), grace_seconds=0)
     files = files_of(cache)
-    report = compact_cache(cache, grace_seconds=0)
+    report = compact_cache(open_storage(cache), grace_seconds=0)
     assert report.lines()[0] == "fragments: 1, already compact"
     assert files_of(cache) == files
 
@@ -229,9 +236,9 @@ def test_a_dry_run_reports_the_same_and_changes_nothing(cache):
     (cache / "index" / "notes.txt").write_bytes(b"mine")
     for grace_seconds in (HOUR, 0):
         files = files_of(cache)
-        planned = compact_cache(cache, grace_seconds=grace_seconds, dry_run=True)
+        planned = compact_cache(open_storage(cache), grace_seconds=grace_seconds, dry_run=True)
         assert files_of(cache) == files
-        done = compact_cache(cache, grace_seconds=grace_seconds)
+        done = compact_cache(open_storage(cache), grace_seconds=grace_seconds)
         assert planned == replace(done, is_dry_run=True)
         assert planned.shards_swept == 1
 
@@ -247,20 +254,20 @@ def test_fragments_that_are_large_and_whole_are_not_rewritten(tmp_path, committe
         add_fragment(
             tmp_path, n, [failed_row(f"w{n}"), replace(committed, video_id="v0x", created_ns=9)]
         )
-    table = read_index(tmp_path)
-    report = compact_cache(tmp_path, max_fragment_rows=8)
+    table = read_index(open_storage(tmp_path))
+    report = compact_cache(open_storage(tmp_path), max_fragment_rows=8)
     assert (report.fragments_before, report.fragments_after, report.rows_dropped) == (5, 2, 3)
-    assert kept in fragment_paths(tmp_path)
-    assert stale not in fragment_paths(tmp_path)
-    assert read_index(tmp_path).equals(table)
+    assert kept in fragments_of(tmp_path)
+    assert stale not in fragments_of(tmp_path)
+    assert read_index(open_storage(tmp_path)).equals(table)
 
 
 def test_a_merged_fragment_holds_no_more_rows_than_asked(tmp_path, committed):
     build(tmp_path)
     for n in range(25):
         add_fragment(tmp_path, n, [replace(committed, video_id=f"v{n:02}")])
-    compact_cache(tmp_path, max_fragment_rows=10)
-    parts = sorted(read_fragment(path)["video_id"].to_pylist() for path in fragment_paths(tmp_path))
+    compact_cache(open_storage(tmp_path), max_fragment_rows=10)
+    parts = sorted(pd.read_parquet(path)["video_id"].tolist() for path in fragments_of(tmp_path))
     assert [len(part) for part in parts] == [9, 8, 8]
     assert [video_id for part in parts for video_id in part] == [f"v{n:02}" for n in range(25)]
 
@@ -272,27 +279,27 @@ def test_row_groups_are_cut_smaller_where_further_columns_are_huge(tmp_path):
     assert num_rows * len(text) > MAX_ROW_GROUP_BYTES
     for n in range(num_rows):
         add_fragment(tmp_path, n, [failed_row(f"v{n:02}", extra={"caption": text})])
-    compact_cache(tmp_path)
+    compact_cache(open_storage(tmp_path))
     assert pq.read_metadata(fragment_of(tmp_path)).num_row_groups > 1
     assert len(open_cache(tmp_path).failed()) == num_rows
 
 
 def test_a_damaged_fragment_is_named_and_nothing_is_changed(cache):
     orphan(cache, 50)
-    damaged = fragment_paths(cache)[3]
+    damaged = fragments_of(cache)[3]
     damaged.write_bytes(damaged.read_bytes()[:-9] + bytes(9))
     files = files_of(cache)
     with pytest.raises(IndexCorruptError, match=damaged.stem):
-        compact_cache(cache, grace_seconds=0)
+        compact_cache(open_storage(cache), grace_seconds=0)
     assert files_of(cache) == files
 
 
 def test_a_fragment_that_is_a_link_to_nothing_is_named(cache):
-    link = fragment_path(cache, digest("link"))
+    link = cache / fragment_file(digest("link"))
     link.symlink_to(cache / "nothing")
     with pytest.raises(IndexCorruptError, match=f"{link.stem}.* a link to nothing"):
-        compact_cache(cache)
-    assert [finding.path for finding in verify_cache(cache)] == [link]
+        compact_cache(open_storage(cache))
+    assert [finding.where for finding in verify_cache(open_storage(cache))] == [str(link)]
 
 
 def test_a_shard_name_that_leads_out_of_the_cache_touches_nothing_there(tmp_path):
@@ -303,7 +310,7 @@ def test_a_shard_name_that_leads_out_of_the_cache_touches_nothing_there(tmp_path
     files = files_of(tmp_path)
     hostile = [failed_row("v", shard="../outside"), failed_row("v", created_ns=9)]
     add_fragment(tmp_path, 0, hostile)
-    assert compact_cache(tmp_path, grace_seconds=0).rows_dropped == 1
+    assert compact_cache(open_storage(tmp_path), grace_seconds=0).rows_dropped == 1
     assert files.items() <= files_of(tmp_path).items()
 
 
@@ -311,13 +318,13 @@ def test_a_folder_without_a_manifest_is_refused_and_left_alone(cache):
     (cache / "manifest.json").unlink()
     files = files_of(cache)
     with pytest.raises(CacheNotFoundError, match=r"manifest\.json is not there"):
-        compact_cache(cache)
+        compact_cache(open_storage(cache))
     assert files_of(cache) == files
 
 
 def test_an_empty_cache_is_compact(tmp_path):
     build(tmp_path)
-    assert compact_cache(tmp_path).lines()[0] == "fragments: 0, already compact"
+    assert compact_cache(open_storage(tmp_path)).lines()[0] == "fragments: 0, already compact"
 
 
 def test_the_same_task_committed_again_after_compaction_gives_one_row(tmp_path):
@@ -326,43 +333,43 @@ def test_the_same_task_committed_again_after_compaction_gives_one_row(tmp_path):
     build(tmp_path, first)
     name = fragment_of(tmp_path)
     build(tmp_path, other)
-    compact_cache(tmp_path)
+    compact_cache(open_storage(tmp_path))
     assert not name.exists()
     build(tmp_path, again)
     assert name.exists()
     for _ in range(2):
-        assert read_index(tmp_path)["created_ns"].to_pylist() == [2, 7]
+        assert read_index(open_storage(tmp_path))["created_ns"].to_pylist() == [2, 7]
         open_cache(tmp_path).load("v")
-        compact_cache(tmp_path, grace_seconds=0)
+        compact_cache(open_storage(tmp_path), grace_seconds=0)
     assert fragment_of(tmp_path) != name
 
 
 def test_two_compactions_at_once_keep_every_row(cache):
-    table = read_index(cache)
+    table = read_index(open_storage(cache))
     with ThreadPoolExecutor(4) as pool:
-        reports = list(pool.map(lambda _: compact_cache(cache), range(8)))
+        reports = list(pool.map(lambda _: compact_cache(open_storage(cache)), range(8)))
     assert {report.rows for report in reports} == {7}
-    assert read_index(cache).equals(table)
+    assert read_index(open_storage(cache)).equals(table)
     assert fragment_of(cache)
 
 
 def test_an_orphan_is_swept_once_it_is_older_than_the_grace_period(cache):
     old, young = orphan(cache, 50), orphan(cache, 51, age_seconds=HOUR / 2)
     size = old.stat().st_size
-    report = compact_cache(cache)
+    report = compact_cache(open_storage(cache))
     assert (report.shards_swept, report.bytes_freed) == (1, size)
     assert not old.exists()
     assert young.exists()
-    compact_cache(cache, grace_seconds=HOUR / 4)
+    compact_cache(open_storage(cache), grace_seconds=HOUR / 4)
     assert not young.exists()
-    assert [finding for finding in verify_cache(cache) if finding.is_damage] == []
+    assert [finding for finding in verify_cache(open_storage(cache)) if finding.is_damage] == []
 
 
 def test_with_no_grace_period_every_orphan_goes(cache):
     shards = {orphan(cache, 50, age_seconds=age) for age in (0, -HOUR)}
-    compact_cache(cache, grace_seconds=0)
+    compact_cache(open_storage(cache), grace_seconds=0)
     assert not any(path.exists() for path in shards)
-    assert list(verify_cache(cache)) == []
+    assert list(verify_cache(open_storage(cache))) == []
 
 
 def test_the_shard_of_a_dropped_row_serves_older_readers_for_the_grace_period(tmp_path):
@@ -371,11 +378,11 @@ def test_the_shard_of_a_dropped_row_serves_older_readers_for_the_grace_period(tm
     make_old(shard)
     reader = open_cache(tmp_path)
     build(tmp_path, make_sample(seed=1).pending("v", key="b" * 64, created_ns=8))
-    assert compact_cache(tmp_path).shards_waiting == 1
-    assert compact_cache(tmp_path).shards_waiting == 1
+    assert compact_cache(open_storage(tmp_path)).shards_waiting == 1
+    assert compact_cache(open_storage(tmp_path)).shards_waiting == 1
     reader.load("v")
     make_old(shard)
-    assert compact_cache(tmp_path).shards_swept == 1
+    assert compact_cache(open_storage(tmp_path)).shards_swept == 1
     assert shard_of(tmp_path) != shard
     open_cache(tmp_path).load("v")
 
@@ -394,7 +401,7 @@ def test_files_that_are_not_ours_are_left_alone_and_counted(cache):
     link.symlink_to(strangers[0])
     folder.mkdir()
     (cache / "notes.tmp").write_bytes(b"mine")
-    assert compact_cache(cache, grace_seconds=0).foreign_files == 6
+    assert compact_cache(open_storage(cache), grace_seconds=0).foreign_files == 6
     assert all(path.exists() for path in (*strangers, link, folder, cache / "notes.tmp"))
 
 
@@ -402,9 +409,9 @@ def test_temporary_files_are_swept_when_they_are_stale(cache):
     names = ["shards/.abc.tmp", "index/.abc.tmp", f".{'a' * 32}.tmp"]
     for name in names:
         (cache / name).write_bytes(b"half")
-    assert compact_cache(cache).temporary_files_swept == 0
+    assert compact_cache(open_storage(cache)).temporary_files_swept == 0
     make_old(*(cache / name for name in names))
-    assert compact_cache(cache).temporary_files_swept == 3
+    assert compact_cache(open_storage(cache)).temporary_files_swept == 3
     assert not any((cache / name).exists() for name in names)
 
 
@@ -413,15 +420,17 @@ def test_a_shard_that_a_writer_replaces_before_it_is_set_aside_is_put_back(tmp_p
     build(tmp_path)
     shard = orphan(tmp_path, 50)
     sweep = one_sweep(tmp_path)
-    assert sweep.standing(shard, shard.stem) == "unused"
+    assert (
+        sweep.standing(open_storage(tmp_path).stat(f"shards/{shard.name}"), shard.stem) == "unused"
+    )
     if has_row:
         commit_orphan(tmp_path, 50)
         make_old(shard)
     else:
-        write_shard(tmp_path, [make_sample(seed=50).record(f"{50:064x}")])
-    aside = set_aside(shard)
+        write_shard(open_storage(tmp_path), [make_sample(seed=50).record(f"{50:064x}")])
+    aside = sweep.set_aside(shard.stem)
     assert not shard.exists()
-    sweep.settle(aside)
+    sweep.settle(aside, shard.stem)
     assert sweep.counts["unused"] == 0
     assert list((tmp_path / "shards").iterdir()) == [shard]
     commit_orphan(tmp_path, 50)
@@ -431,9 +440,9 @@ def test_a_shard_that_a_writer_replaces_before_it_is_set_aside_is_put_back(tmp_p
 def test_a_shard_that_a_writer_makes_anew_after_it_was_set_aside_stays(tmp_path):
     build(tmp_path)
     shard = orphan(tmp_path, 50)
-    aside = set_aside(shard)
+    aside = one_sweep(tmp_path).set_aside(shard.stem)
     commit_orphan(tmp_path, 50)
-    one_sweep(tmp_path).settle(aside)
+    one_sweep(tmp_path).settle(aside, shard.stem)
     assert list((tmp_path / "shards").iterdir()) == [shard]
     open_cache(tmp_path).load("late50")
 
@@ -441,26 +450,26 @@ def test_a_shard_that_a_writer_makes_anew_after_it_was_set_aside_stays(tmp_path)
 def test_a_shard_set_aside_is_put_back_when_a_new_fragment_cannot_be_read(tmp_path):
     build(tmp_path)
     shard = orphan(tmp_path, 50)
-    aside = set_aside(shard)
+    aside = one_sweep(tmp_path).set_aside(shard.stem)
     commit_orphan(tmp_path, 51)
     fragment_of(tmp_path).write_bytes(b"no parquet")
     with pytest.raises(IndexCorruptError):
-        one_sweep(tmp_path).settle(aside)
+        one_sweep(tmp_path).settle(aside, shard.stem)
     assert shard.exists()
 
 
 def test_what_a_killed_sweep_left_aside_is_put_back_if_a_row_refers_to_it_and_swept_if_not(cache):
-    compact_cache(cache, grace_seconds=0)
+    compact_cache(open_storage(cache), grace_seconds=0)
     used = set((cache / "shards").iterdir())
     for path in (*used, orphan(cache, 50)):
-        make_old(set_aside(path))
-    assert compact_cache(cache).shards_swept == 1
+        make_old(cache / "shards" / one_sweep(cache).set_aside(path.stem))
+    assert compact_cache(open_storage(cache)).shards_swept == 1
     assert set((cache / "shards").iterdir()) == used
-    assert list(verify_cache(cache)) == []
+    assert list(verify_cache(open_storage(cache))) == []
 
 
 def one_sweep(root: Path) -> Sweep:
-    return Sweep(root, used=(), fragments=(), fading=(), grace_seconds=HOUR)
+    return Sweep(open_storage(root), used=(), fragments=(), fading=(), grace_seconds=HOUR)
 
 
 def test_the_verb_prints_a_report_for_people_and_one_for_programs(cache):
@@ -491,6 +500,7 @@ def test_the_verb_prints_a_report_for_people_and_one_for_programs(cache):
 CHILD = """
 import itertools, os, random, shutil, signal, sys, time
 from pathlib import Path
+from pipeline.storage import open_storage
 from pipeline.store.compact import compact_cache
 from pipeline.store.index import read_index
 root, mode, number = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
@@ -508,7 +518,7 @@ if mode == "kill at":  # fork once for each point at which a compaction touches 
                     if seen > point:
                         os.kill(os.getpid(), signal.SIGKILL)
             sys.addaudithook(audit)
-            compact_cache(copy)
+            compact_cache(open_storage(copy))
             os._exit(0)
         if not os.WIFSIGNALED(os.waitpid(child, 0)[1]):
             break
@@ -519,13 +529,13 @@ if mode == "kill often":  # one compaction after the other, killed at random mom
         child = os.fork()
         if not child:
             while True:
-                compact_cache(root)
+                compact_cache(open_storage(root))
         time.sleep(delays.uniform(0.002, 0.12))
         os.kill(child, signal.SIGKILL)
         print(os.WIFSIGNALED(os.waitpid(child, 0)[1]), flush=True)
 if mode == "compact":
     while not (root / "stop").exists():
-        compact_cache(root)
+        compact_cache(open_storage(root))
 if mode == "write":
     from tests.store.sample_cache import build
     from tests.store.test_store_compact import COMMITS, storm_entries
@@ -536,7 +546,7 @@ if mode == "write":
 if mode == "read":
     known, count = {}, 0
     while not (root / "stop").exists():
-        table = read_index(root).select(["video_id", "status", "created_ns"])
+        table = read_index(open_storage(root)).select(["video_id", "status", "created_ns"])
         found = {row["video_id"]: row for row in table.to_pylist()}
         for video_id, row in known.items():
             assert found[video_id]["created_ns"] >= row["created_ns"], (row, found[video_id])
@@ -564,7 +574,7 @@ def test_a_compaction_killed_at_any_point_loses_nothing_and_the_next_one_tidies_
     for folder in ("index", "shards"):
         (cache / folder / ".abc.tmp").write_bytes(b"half")
         make_old(cache / folder / ".abc.tmp")
-    table = read_index(cache)
+    table = read_index(open_storage(cache))
     output, errors = start(cache.parent, "kill at").communicate(timeout=120)
     assert errors == ""
     points = output.splitlines()
@@ -572,13 +582,13 @@ def test_a_compaction_killed_at_any_point_loses_nothing_and_the_next_one_tidies_
     debris = set()
     for point in points:
         root = cache.parent / point
-        assert read_index(root).equals(table)
-        findings = list(verify_cache(root))
+        assert read_index(open_storage(root)).equals(table)
+        findings = list(verify_cache(open_storage(root)))
         assert not any(finding.is_damage for finding in findings)
         debris.add(len(findings))
-        compact_cache(root, grace_seconds=0)
-        assert read_index(root).equals(table)
-        assert list(verify_cache(root)) == []
+        compact_cache(open_storage(root), grace_seconds=0)
+        assert read_index(open_storage(root)).equals(table)
+        assert list(verify_cache(open_storage(root))) == []
         assert fragment_of(root)
     assert len(debris) > 3
 
@@ -601,7 +611,7 @@ def test_readers_and_writers_miss_nothing_while_compactions_run_and_are_killed(t
     for writer in (0, 1):
         for n in range(COMMITS):
             records = [entry.record for entry in storm_entries(writer, n)]
-            make_old(shard_path(tmp_path, write_shard(tmp_path, records).name))
+            make_old(tmp_path / shard_file(write_shard(open_storage(tmp_path), records).name))
     writers = [start(tmp_path, "write", writer) for writer in (0, 1)]
     for writer in writers:
         assert writer.stdout.readline() == "ready\n"
@@ -618,8 +628,8 @@ def test_readers_and_writers_miss_nothing_while_compactions_run_and_are_killed(t
     assert output.splitlines() == ["True"] * 30
     for text, _ in ended[1:]:
         assert int(text.split()[0]) > 10
-    compact_cache(tmp_path, grace_seconds=0)
-    assert list(verify_cache(tmp_path)) == []
+    compact_cache(open_storage(tmp_path), grace_seconds=0)
+    assert list(verify_cache(open_storage(tmp_path))) == []
     assert fragment_of(tmp_path)
     cache = open_cache(tmp_path)
     assert len(cache) == 3 * COMMITS
@@ -630,8 +640,10 @@ def test_a_task_committed_again_while_compaction_merges_it_away_is_one_row(tmp_p
     build(tmp_path, make_sample(seed=1).pending("w", key="b" * 64))
     video = make_sample().pending("v")
     with ThreadPoolExecutor(3) as pool:
-        commits = pool.submit(lambda: [commit_videos(tmp_path, [video]) for _ in range(150)])
+        commits = pool.submit(
+            lambda: [commit_videos(open_storage(tmp_path), [video]) for _ in range(150)]
+        )
         while not commits.done():
-            compact_cache(tmp_path)
+            compact_cache(open_storage(tmp_path))
     assert {row.video_id for rows in commits.result() for row in rows} == {"v"}
     assert list(open_cache(tmp_path).ids()) == ["v", "w"]

@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.cache import open_cache
+from pipeline.storage import open_storage
 from pipeline.store import fragment as fragments
-from pipeline.store.fragment import fragment_path, pack_fragment
+from pipeline.store.fragment import fragment_file, pack_fragment
 from pipeline.store.verify import verify_cache
 from schemas.errors import (
     BoundsError,
@@ -94,7 +95,7 @@ def test_a_damaged_header_leaves_our_reader_alone_and_is_found_by_verify(tmp_pat
     position = shard_of(tmp_path).read_bytes().index(b'"BF16"')
     flip(shard_of(tmp_path), position + 1)
     open_cache(tmp_path).load("v")
-    (finding,) = verify_cache(tmp_path)
+    (finding,) = verify_cache(open_storage(tmp_path))
     assert finding.kind == "damaged_shard"
     assert "not safetensors" in finding.error
 
@@ -102,7 +103,7 @@ def test_a_damaged_header_leaves_our_reader_alone_and_is_found_by_verify(tmp_pat
 def test_a_header_that_describes_other_tensors_is_found_by_verify(tmp_path, row):
     data = shard_of(tmp_path).read_bytes()
     shard_of(tmp_path).write_bytes(data.replace(b'"shape":[40,24]', b'"shape":[24,40]'))
-    (finding,) = verify_cache(tmp_path)
+    (finding,) = verify_cache(open_storage(tmp_path))
     assert "does not list 'features' of video 'v'" in finding.error
 
 
@@ -117,7 +118,7 @@ def test_a_shard_that_shrinks_while_it_is_read_is_a_short_read(tmp_path, row):
     from pipeline.store.reader import open_video
     from schemas.errors import ShortReadError
 
-    with open_video(tmp_path, row, fingerprint=MANIFEST.fingerprint) as reader:
+    with open_video(open_storage(tmp_path), row, fingerprint=MANIFEST.fingerprint) as reader:
         os.truncate(shard_of(tmp_path), row.offset + row.layout.head_bytes + 100)
         with pytest.raises(ShortReadError, match="1820 bytes early"):
             reader.read_rows(40, memoryview(bytearray(40 * 48)))
@@ -306,7 +307,7 @@ def test_a_row_of_another_cache_does_not_hide_the_rest(tmp_path, row):
     (stranger,) = build(tmp_path, other)
     stranger = replace(stranger, fingerprint="e" * 64)
     name = hashlib.sha256(b"copied").hexdigest()
-    fragment_path(tmp_path, name).write_bytes(pack_fragment([replace(stranger, video_id="x")]))
+    (tmp_path / fragment_file(name)).write_bytes(pack_fragment([replace(stranger, video_id="x")]))
     cache = open_cache(tmp_path)
     cache.load("v")
     with pytest.raises(FingerprintError):
@@ -333,12 +334,12 @@ def test_verify_says_nothing_of_a_sound_cache_and_names_each_damage(tmp_path):
         tmp_path,
         *(make_sample(seed=n).pending(f"{n}", key=f"{n}" * 64) for n in range(4)),
     )
-    assert list(verify_cache(tmp_path)) == []
+    assert list(verify_cache(open_storage(tmp_path))) == []
     flip(shard_of(tmp_path), rows[1].offset + rows[1].layout.head_bytes)
     flip(shard_of(tmp_path), rows[2].offset)
     (tmp_path / "shards" / f"{'f' * 64}.safetensors").write_bytes(b"orphan")
     (tmp_path / "shards" / ".abc.tmp").write_bytes(b"half a shard")
-    findings = list(verify_cache(tmp_path))
+    findings = list(verify_cache(open_storage(tmp_path)))
     assert sorted((f.kind, f.video_id or "") for f in findings) == [
         ("damaged_video", "1"),
         ("damaged_video", "2"),
@@ -352,4 +353,6 @@ def test_with_a_damaged_fragment_no_shard_is_called_an_orphan(tmp_path):
     build(tmp_path, make_sample(seed=0).pending("0", key="0" * 64))
     [fragment] = (tmp_path / "index").iterdir()
     fragment.write_bytes(b"no parquet")
-    assert [finding.kind for finding in verify_cache(tmp_path)] == ["damaged_fragment"]
+    assert [finding.kind for finding in verify_cache(open_storage(tmp_path))] == [
+        "damaged_fragment"
+    ]

@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.cache import open_cache
-from pipeline.store.fragment import fragment_path, rows_to_table
+from pipeline.storage import open_storage
+from pipeline.store.fragment import fragment_file, rows_to_table
 from pipeline.store.index import Fragment, Index, merge_fragments, read_index
 from schemas.errors import IndexCorruptError, VideoNotCachedError
 from tests.store.sample_cache import build, failed_row, make_sample
@@ -119,11 +120,11 @@ def test_a_hundred_thousand_videos_open_within_two_seconds_of_work(tmp_path, com
     many = many.set_column(place, "video_id", ids)
     sink = pa.BufferOutputStream()
     pq.write_table(many, sink, compression="zstd", row_group_size=65536)
-    path = fragment_path(tmp_path, hashlib.sha256(b"many").hexdigest())
+    path = tmp_path / fragment_file(hashlib.sha256(b"many").hexdigest())
     path.parent.mkdir()
     path.write_bytes(sink.getvalue())
     started = time.process_time()
-    index = Index(read_index(tmp_path))
+    index = Index(read_index(open_storage(tmp_path)))
     seconds = time.process_time() - started
     assert index.row("folder0/video0000097.mp4").tokens_after == 40
     assert seconds < 2
@@ -132,7 +133,7 @@ def test_a_hundred_thousand_videos_open_within_two_seconds_of_work(tmp_path, com
 def test_a_flipped_bit_in_the_index_is_an_error_or_changes_nothing(tmp_path):
     build(tmp_path, *(make_sample(seed=n).pending(f"{n}", key=f"{n}" * 64) for n in range(4)))
     [fragment] = (tmp_path / "index").iterdir()
-    data, expected = fragment.read_bytes(), read_index(tmp_path)
+    data, expected = fragment.read_bytes(), read_index(open_storage(tmp_path))
     random = np.random.default_rng(0)
     refused = 0
     for position in random.integers(0, len(data), 200):
@@ -140,7 +141,7 @@ def test_a_flipped_bit_in_the_index_is_an_error_or_changes_nothing(tmp_path):
         flipped[position] ^= 1 << int(random.integers(8))
         fragment.write_bytes(flipped)
         try:
-            assert read_index(tmp_path).equals(expected)
+            assert read_index(open_storage(tmp_path)).equals(expected)
         except IndexCorruptError:
             refused += 1
     assert refused > 100

@@ -1,0 +1,64 @@
+"""Locations as people write them: a path, or the URL of an object store."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from pipeline.storage.base import Storage
+from pipeline.storage.local import LocalStorage
+from schemas.errors import ConfigError
+
+Location = str | os.PathLike[str]
+"""A path, or the URL of an object store."""
+
+REMOTE_SCHEMES = ("s3", "gs")
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
+
+
+def scheme_of(location: str) -> str:
+    """The scheme of a URL in lower case; empty for a path."""
+    found = _SCHEME.match(location)
+    return found[1].lower() if found else ""
+
+
+def is_remote(location: str) -> bool:
+    """Whether ``location`` is the URL of an object store that this project reads."""
+    return scheme_of(location) in REMOTE_SCHEMES
+
+
+def open_storage(location: Location) -> Storage:
+    """The place that ``location`` names: a path, ``file://``, ``s3://`` or ``gs://``.
+
+    Nothing is read yet.
+
+    Raises:
+        ConfigError: another kind of URL, or one without a bucket.
+    """
+    text = os.fspath(location)
+    scheme = scheme_of(text)
+    if scheme in REMOTE_SCHEMES:
+        from pipeline.storage.objects import ObjectStorage
+
+        return ObjectStorage(text)
+    if scheme:
+        return LocalStorage(Path(local_path(text)))
+    return LocalStorage(Path(text))
+
+
+def local_path(url: str) -> str:
+    """The path that a ``file://`` URL names.
+
+    Raises:
+        ConfigError: a URL of another kind, or of another host.
+    """
+    parts = urlsplit(url)
+    known = ", ".join(f"{scheme}://" for scheme in REMOTE_SCHEMES)
+    if parts.scheme.lower() != "file":
+        raise ConfigError(f"{url!r} is neither a path nor one of {known}, file://")
+    if parts.netloc not in ("", "localhost") or parts.query or parts.fragment:
+        raise ConfigError(f"{url!r} does not name a local file; write file:///path, or the path")
+    return unquote(parts.path)

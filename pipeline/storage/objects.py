@@ -1,0 +1,265 @@
+"""A cache under a prefix of an object store, through one client: obstore.
+
+Each operation is one request, tried again with back-off by the client. Objects appear whole.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from pipeline.storage.base import TEMPORARY_SUFFIX, StoredFile
+from schemas.errors import CacheError, ConfigError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from obstore import ObjectMeta
+    from obstore.store import ObjectStore
+
+PART_BYTES = 16 * 2**20
+PARTS_AT_ONCE = 4
+
+MAX_RETRIES = 8
+RETRY_SECONDS = 120.0
+"""After this long, or this often, a request has failed; the wait grows from 0.1 s to 15 s."""
+
+_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+
+
+def connect(url: str) -> ObjectStore:
+    """A client for the bucket and prefix of ``url``.
+
+    Endpoint, region and credentials come from the environment (``AWS_ENDPOINT_URL``,
+    ``AWS_REGION``, ``AWS_ACCESS_KEY_ID`` ..., ``GOOGLE_APPLICATION_CREDENTIALS``), from the
+    machine's role, or from a profile of ``~/.aws`` where boto3 is installed.
+
+    Raises:
+        ConfigError: no bucket, or settings the client refuses.
+    """
+    from obstore.exceptions import BaseError
+    from obstore.store import from_url
+
+    parts = urlsplit(url)
+    if not parts.netloc:
+        raise ConfigError(f"{url!r} names no bucket; expected {parts.scheme}://bucket/prefix")
+    settings: dict[str, Any] = {}
+    if parts.scheme.lower() == "s3":
+        settings = _s3_settings()
+    try:
+        return from_url(
+            url,
+            retry_config={
+                "max_retries": MAX_RETRIES,
+                "retry_timeout": timedelta(seconds=RETRY_SECONDS),
+            },
+            **settings,
+        )
+    except (BaseError, ValueError) as error:
+        raise ConfigError(f"cannot use {url!r}: {first_line(error)}") from error
+
+
+def _s3_settings() -> dict[str, Any]:
+    endpoint = next((os.environ[name] for name in _ENDPOINTS if os.environ.get(name)), "")
+    settings: dict[str, Any] = {}
+    if endpoint:
+        settings["endpoint"] = endpoint
+        settings["client_options"] = {"allow_http": endpoint.startswith("http://")}
+    has_profile = "AWS_PROFILE" in os.environ or (Path.home() / ".aws" / "credentials").is_file()
+    if has_profile and "AWS_ACCESS_KEY_ID" not in os.environ and find_spec("boto3"):
+        from obstore.auth.boto3 import Boto3CredentialProvider
+
+        settings["credential_provider"] = Boto3CredentialProvider()
+    return settings
+
+
+@contextmanager
+def errors_as_os_error(what: str) -> Iterator[None]:
+    """Turn the client's errors into ``OSError`` with one line; a missing object stays missing."""
+    from obstore.exceptions import BaseError
+
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise FileNotFoundError(None, "there is no such object", what) from error
+    except BaseError as error:
+        raise OSError(None, first_line(error), what) from error
+
+
+def first_line(error: Exception) -> str:
+    """What a client's error says before its debug output."""
+    return str(error).partition("\n")[0].strip() or type(error).__name__
+
+
+class ObjectStorage:
+    """The prefix ``location`` of a bucket."""
+
+    can_rename = False
+
+    def __init__(self, location: str) -> None:
+        self.location = location.rstrip("/")
+        self._client = connect(self.location)
+
+    def __repr__(self) -> str:
+        return f"ObjectStorage({self.location!r})"
+
+    def __reduce__(self) -> tuple[type[ObjectStorage], tuple[str]]:
+        return ObjectStorage, (self.location,)
+
+    def where(self, name: str = "") -> str:
+        """The full URL of ``name``."""
+        return f"{self.location}/{name}" if name else self.location
+
+    def files(self, folder: str) -> list[StoredFile]:
+        """The objects right below ``folder``."""
+        import obstore
+
+        try:
+            with errors_as_os_error(self.where(folder)):
+                found = obstore.list_with_delimiter(self._client, folder)["objects"]
+        except OSError as error:
+            raise CacheError(f"cannot list {self.where(folder)}: {error.strerror}") from error
+        files = [_listed(entry["path"].rpartition("/")[2], entry) for entry in found]
+        return sorted(files, key=lambda file: file.name)
+
+    def stat(self, name: str) -> StoredFile:
+        """One HEAD request."""
+        import obstore
+
+        with errors_as_os_error(self.where(name)):
+            return _listed(name, obstore.head(self._client, name))
+
+    def open_input(self, name: str) -> pa.NativeFile:
+        """Fetch a whole object, in one request."""
+        import obstore
+        import pyarrow as pa
+
+        with errors_as_os_error(self.where(name)):
+            data = obstore.get(self._client, name).buffer()
+        return pa.BufferReader(pa.py_buffer(data))
+
+    @contextmanager
+    def open_range(self, name: str) -> Iterator[ObjectRange]:
+        """No request yet: the first is for bytes."""
+        yield ObjectRange(self._client, name, self.where(name))
+
+    def create(self, name: str, chunks: Iterable[bytes | memoryview]) -> bool:
+        """One conditional PUT (``If-None-Match: *``)."""
+        import obstore
+        from obstore.exceptions import AlreadyExistsError
+
+        with self._errors_about(name):
+            try:
+                obstore.put(
+                    self._client, name, b"".join(chunks), mode="create", use_multipart=False
+                )
+            except AlreadyExistsError:
+                return False
+            return True
+
+    def replace(self, name: str, chunks: Iterable[bytes | memoryview]) -> None:
+        """One PUT, in parts where it is long; until the last part nothing is visible."""
+        import obstore
+
+        with self._errors_about(name):
+            obstore.put(
+                self._client,
+                name,
+                iter(chunks),
+                chunk_size=PART_BYTES,
+                max_concurrency=PARTS_AT_ONCE,
+            )
+
+    def remove(self, name: str) -> None:
+        """Remove an object; it need not be there."""
+        import obstore
+
+        with errors_as_os_error(self.where(name)), suppress(FileNotFoundError):
+            obstore.delete(self._client, name)
+
+    def rename(self, name: str, new_name: str) -> None:
+        """Not here: object stores copy and delete, which is two steps."""
+        raise NotImplementedError(f"{self.location} cannot rename {name} to {new_name}")
+
+    def put_back(self, name: str, old_name: str) -> None:
+        """Not here, as ``rename``."""
+        raise NotImplementedError(f"{self.location} cannot rename {name} to {old_name}")
+
+    def touch(self, name: str) -> None:
+        """Copy an object aside and back, inside the store: its time of change becomes now."""
+        import obstore
+
+        aside = f"{name}{TEMPORARY_SUFFIX}"
+        with suppress(FileNotFoundError), errors_as_os_error(self.where(name)):
+            obstore.copy(self._client, name, aside)
+            obstore.copy(self._client, aside, name)
+            obstore.delete(self._client, aside)
+
+    def flush(self, folder: str) -> None:
+        """Nothing to do: what the store has accepted is durable."""
+
+    @contextmanager
+    def _errors_about(self, name: str) -> Iterator[None]:
+        try:
+            with errors_as_os_error(self.where(name)):
+                yield
+        except OSError as error:
+            raise CacheError(
+                f"cannot write {self.where(name)}: {error.strerror}; what the cache held is "
+                "untouched. Correct the access, then run the same command again."
+            ) from error
+
+
+def _listed(name: str, entry: ObjectMeta) -> StoredFile:
+    modified_ns = int(entry["last_modified"].timestamp() * 1000) * 10**6
+    return StoredFile(name, entry["size"], modified_ns)
+
+
+class ObjectRange:
+    """One object, whose announced bytes are fetched by one range request."""
+
+    def __init__(self, client: ObjectStore, name: str, where: str) -> None:
+        self._client = client
+        self._name = name
+        self._where = where
+        self._begin = 0
+        self._fetched = memoryview(b"")
+        self.end: int | None = None
+
+    def announce(self, position: int, num_bytes: int) -> None:
+        """Fetch these bytes now, or as many as the object has."""
+        import obstore
+
+        with errors_as_os_error(self._where):
+            try:
+                data = obstore.get_range(self._client, self._name, start=position, length=num_bytes)
+            except FileNotFoundError:
+                raise
+            except Exception:
+                if position < obstore.head(self._client, self._name)["size"]:
+                    raise
+                data = None  # the object ends before the first byte
+        self._begin = position
+        self._fetched = memoryview(data).cast("B") if data is not None else memoryview(b"")
+        if len(self._fetched) < num_bytes:
+            self.end = position + len(self._fetched)
+
+    def fill(self, buffers: Sequence[memoryview], position: int) -> int:
+        """Copy from what was announced; what was not is fetched."""
+        wanted = sum(map(len, buffers))
+        if not self._begin <= position < self._begin + len(self._fetched):
+            self.announce(position, wanted)
+        source = self._fetched[position - self._begin :]
+        taken = 0
+        for buffer in buffers:
+            part = source[taken : taken + len(buffer)]
+            buffer[: len(part)] = part
+            taken += len(part)
+            if len(part) < len(buffer):
+                break
+        return taken
