@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.keys import content_digest
+from pipeline.storage.remote import file_digest
 from schemas.video import VideoRef
 
 DONE_COLUMNS = (
@@ -201,7 +201,7 @@ def _contents(videos: Sequence[VideoRef]) -> Iterator[str | None]:
 
 def _content(path: str) -> str | None:
     try:
-        return content_digest(path)
+        return file_digest(path)
     except OSError:
         return None
 

@@ -24,8 +24,8 @@ from jobs.plan import Task
 from jobs.ray_cluster import connect, gpus_per_worker, one_line, require_resources
 from jobs.worker import Worker
 from jobs.worker_actor import CONCURRENT_CALLS, WorkerActor
-from pipeline.keys import content_digest
 from pipeline.storage import Location, open_storage
+from pipeline.storage.remote import file_digest
 from pipeline.store.commit import commit_videos
 from schemas.config import BuildConfig
 from schemas.errors import ConfigError, WorkerDiedError
@@ -266,7 +266,7 @@ def _went_with_node(member: Member, death: Exception) -> bool:
 
 def _digest_if_readable(path: str) -> str | None:
     try:
-        return content_digest(path)
+        return file_digest(path)
     except OSError:
         return None
 

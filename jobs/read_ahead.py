@@ -13,8 +13,9 @@ import numpy.typing as npt
 from jobs.plan import Task
 from jobs.room import Room
 from pipeline.decode import FrameReader
-from pipeline.keys import content_digest
+from pipeline.storage.remote import file_digest, local_copy
 from schemas.config import BuildConfig
+from schemas.errors import DecodeError, TokenreelError
 from schemas.video import SampledFrames, VideoProbe, VideoRef
 
 Frames = npt.NDArray[np.uint8]
@@ -101,12 +102,33 @@ class ReadAhead:
         ref = task.ref
         video = ReadVideo(ref, task.attempts + 1, task.newer_than_ns, None, None, 0.0)
         started = time.perf_counter()
-        digest = None
         try:
-            if Path(ref.path).is_file():
-                digest = content_digest(ref.path)
-            sampled = reader.read(ref.path, resize=self._resize)
-        except Exception as error:  # whatever is wrong with one video becomes its failed row
-            return replace(video, content_sha256=digest, error=error)
+            with local_copy(ref.path, is_wanted=lambda: not self._is_closed) as path:
+                digest, sampled = self._sample(reader, ref.path, path)
+        except OSError as error:
+            return replace(video, error=_unfetched(ref.path, error))
+        except TokenreelError as error:
+            return replace(video, error=error)
+        if isinstance(sampled, Exception):
+            return replace(video, content_sha256=digest, error=sampled)
         seconds = time.perf_counter() - started
         return replace(video, sampled=sampled, content_sha256=digest, decode_seconds=seconds)
+
+    def _sample(
+        self, reader: FrameReader, name: str, path: str
+    ) -> tuple[str | None, SampledFrames | Exception]:
+        """The digest of the file at ``path`` and its frames; errors speak of it as ``name``."""
+        digest = None
+        try:
+            if Path(path).is_file():
+                digest = file_digest(path)
+            return digest, reader.read(path, resize=self._resize)
+        except DecodeError as error:
+            return digest, DecodeError(error.kind, error.message.replace(path, name))
+        except Exception as error:  # whatever is wrong with one video becomes its failed row
+            return digest, error
+
+
+def _unfetched(url: str, error: OSError) -> DecodeError:
+    kind = "missing" if isinstance(error, FileNotFoundError) else "unreadable"
+    return DecodeError(kind, f"{url}: it cannot be fetched: {error.strerror or error}")

@@ -4,30 +4,31 @@ Only names and sizes are looked at; no video is opened.
 """
 
 import difflib
-import fnmatch
 import os
-import re
 import stat
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from pipeline.corpus_manifest import MANIFEST_SUFFIXES, read_manifest
+from pipeline.corpus_manifest import MANIFEST_SUFFIXES, ManifestRow, read_manifest
+from pipeline.corpus_names import (
+    VIDEO_SUFFIXES,
+    Takes,
+    is_pattern,
+    is_video_path,
+    max_depth,
+    split_pattern,
+    taken_by,
+)
+from pipeline.corpus_objects import list_remote
 from pipeline.corpus_walk import walk_files
-from schemas.errors import CorpusError
+from pipeline.storage import is_remote, scheme_of
+from pipeline.storage.remote import local_copy, stat_files
+from schemas.errors import ConfigError, CorpusError
 from schemas.video import Scalar, VideoRef
 
-VIDEO_SUFFIXES = frozenset(
-    {".3g2", ".3gp", ".asf", ".avi", ".f4v", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"}
-    | {".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv", ".y4m"}
-)
-"""What counts as a video in a folder, in any case; a file named by itself may have any suffix."""
-
-_SUFFIXES = tuple(VIDEO_SUFFIXES)
 _NO_EXTRA: Mapping[str, Scalar] = {}  # one for all videos of a folder
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
-_MAGIC = re.compile(r"[*?\[]")
 _UNPRINTABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})
 
 
@@ -35,7 +36,8 @@ def find_videos(sources: Sequence[str]) -> list[VideoRef]:
     """List the videos of a corpus, each file once.
 
     A source is a folder (searched to any depth for known suffixes; hidden names are skipped), one
-    file, a glob pattern (``**`` spans folders), or a manifest: .csv, .jsonl or .parquet with the
+    file, a glob pattern (``**`` spans folders), a prefix, object or pattern of an object store
+    (``s3://``, ``gs://``), or a manifest: .csv, .jsonl or .parquet with the
     columns ``video_id`` and ``uri`` (or ``path``), relative to the manifest. Its further columns
     become ``extra``. A video's id is the path below the folder or the fixed part of the pattern,
     the file name for a single file. A file that several sources name counts once, by its manifest
@@ -46,8 +48,8 @@ def find_videos(sources: Sequence[str]) -> list[VideoRef]:
         are absolute.
 
     Raises:
-        CorpusError: a source that does not exist or holds no video, a remote source, a bad
-            manifest line, two files with one id, an id that cannot be printed.
+        CorpusError: a source that does not exist or holds no video, a store that does not answer,
+            a bad manifest line, two files with one id, an id that cannot be printed.
     """
     if not sources:
         raise CorpusError("no corpus given; name a folder, a file, a glob pattern or a manifest")
@@ -66,18 +68,7 @@ def find_videos(sources: Sequence[str]) -> list[VideoRef]:
 
 def _list_source(source: str) -> tuple[bool, list[VideoRef]]:
     """Whether the source is a manifest, and its videos; there is at least one."""
-    path = Path(_local_path(source, "corpus source"))
-    is_manifest = path.suffix.lower() in MANIFEST_SUFFIXES and path.is_file()
-    if is_manifest:
-        refs = _list_manifest(path)
-    elif path.is_dir():
-        refs = _list_folder(path, lambda names: _has_video_suffix(names[-1]))
-    elif path.is_file():
-        refs = [_stat_ref(path.name, str(path))]
-    elif _MAGIC.search(source) and not os.path.lexists(path):
-        refs = _list_pattern(path)
-    else:
-        raise CorpusError(_not_found(source, path))
+    is_manifest, refs = _list_remote(source) if is_remote(source) else _list_local(source)
     if not refs:
         what = "holds no row" if is_manifest else "names no video"
         raise CorpusError(
@@ -87,49 +78,74 @@ def _list_source(source: str) -> tuple[bool, list[VideoRef]]:
     return is_manifest, refs
 
 
-def _list_manifest(manifest: Path) -> list[VideoRef]:
-    folder = str(manifest.parent)
-    refs = []
-    for row in read_manifest(manifest):
-        path = _local_path(row.uri, row.where, folder=folder)
-        refs.append(_stat_ref(row.video_id, path, extra=row.extra))
-    return refs
+def _list_remote(source: str) -> tuple[bool, list[VideoRef]]:
+    if not source.lower().endswith(tuple(MANIFEST_SUFFIXES)):
+        return False, list_remote(source)
+    try:
+        with local_copy(source) as copy:
+            return True, _list_manifest(Path(copy), source, folder=source.rpartition("/")[0])
+    except OSError as error:
+        raise CorpusError(
+            f"corpus manifest {source!r} cannot be read: {error.strerror or error}"
+        ) from error
+
+
+def _list_local(source: str) -> tuple[bool, list[VideoRef]]:
+    path = Path(_local_path(source, "corpus source"))
+    if path.suffix.lower() in MANIFEST_SUFFIXES and path.is_file():
+        return True, _list_manifest(path, str(path), folder=str(path.parent))
+    if path.is_dir():
+        return False, _list_folder(path, is_video_path)
+    if path.is_file():
+        return False, [_stat_ref(path.name, str(path))]
+    if is_pattern(source) and not os.path.lexists(path):
+        return False, _list_pattern(path)
+    raise CorpusError(_not_found(source, path))
+
+
+def _list_manifest(manifest: Path, name: str, *, folder: str) -> list[VideoRef]:
+    """The rows of a manifest called ``name``; paths in it are relative to ``folder``."""
+    rows = list(read_manifest(manifest, name))
+    paths = [_row_path(row, folder) for row in rows]
+    try:
+        objects = dict(stat_files([path for path in paths if is_remote(path)]))
+    except (OSError, ConfigError) as error:
+        raise CorpusError(f"{name}: an object it names cannot be looked at: {error}") from error
+    return [
+        VideoRef(row.video_id, path, *objects[path], row.extra)
+        if path in objects
+        else _stat_ref(row.video_id, path, extra=row.extra)
+        for row, path in zip(rows, paths, strict=True)
+    ]
+
+
+def _row_path(row: ManifestRow, folder: str) -> str:
+    """The absolute path or URL that a row names."""
+    if is_remote(row.uri):
+        return row.uri
+    if is_remote(folder) and not scheme_of(row.uri):
+        if row.uri.startswith("/") or ".." in row.uri.split("/"):
+            raise CorpusError(
+                f"{row.where}: {row.uri!r} is no name below {folder}; give the whole URL"
+            )
+        return f"{folder}/{row.uri}"
+    return _local_path(row.uri, row.where, folder=folder)
 
 
 def _list_pattern(pattern: Path) -> list[VideoRef]:
-    """Files that match, below the part of the pattern before its first wildcard.
-
-    A pattern that ends in a suffix takes all that match; otherwise known suffixes count.
-    """
-    parts = pattern.parts
-    fixed = next(i for i, part in enumerate(parts) if _MAGIC.search(part))
-    wanted = parts[fixed:]
-    takes_all = bool(pattern.suffix) and not _MAGIC.search(pattern.suffix)
-    root = Path(*parts[:fixed])
+    """Files that match, below the part of the pattern before its first wildcard."""
+    fixed, wanted = split_pattern(pattern.parts)
+    root = Path(*fixed)
     if not root.is_dir():
         raise CorpusError(_not_found(str(pattern), root))
-    return _list_folder(
-        root,
-        lambda names: (takes_all or _has_video_suffix(names[-1])) and _matches(names, wanted),
-        max_depth=None if "**" in wanted else len(wanted),
-    )
+    return _list_folder(root, taken_by(wanted), depth=max_depth(wanted))
 
 
-def _matches(names: Sequence[str], wanted: Sequence[str]) -> bool:
-    if not wanted or not names:
-        return not names and all(part == "**" for part in wanted)
-    if wanted[0] == "**":
-        return _matches(names, wanted[1:]) or _matches(names[1:], wanted)
-    return fnmatch.fnmatchcase(names[0], wanted[0]) and _matches(names[1:], wanted[1:])
-
-
-def _list_folder(
-    root: Path, takes: Callable[[Sequence[str]], bool], *, max_depth: int | None = None
-) -> list[VideoRef]:
+def _list_folder(root: Path, takes: Takes, *, depth: int | None = None) -> list[VideoRef]:
     """Videos below a folder, sorted by id; ``takes`` is asked about the path below ``root``."""
     refs = [
         _stat_ref("/".join(names), entry.path, read_stat=entry.stat)
-        for names, entry in walk_files(root, max_depth=max_depth)
+        for names, entry in walk_files(root, max_depth=depth)
         if takes(names)
     ]
     return sorted(refs, key=lambda ref: ref.video_id)
@@ -150,10 +166,6 @@ def _stat_ref(
     if status is None or not stat.S_ISREG(status.st_mode):
         return VideoRef(video_id, path, -1, -1, extra)
     return VideoRef(video_id, path, status.st_size, status.st_mtime_ns, extra)
-
-
-def _has_video_suffix(name: str) -> bool:
-    return name.lower().endswith(_SUFFIXES)
 
 
 def _add(chosen: dict[str, VideoRef], ref: VideoRef) -> None:
@@ -213,10 +225,10 @@ def _check_extra_columns(refs: Iterable[VideoRef]) -> None:
 
 def _local_path(uri: str, where: str, *, folder: str = "") -> str:
     """The absolute path that ``uri`` names, from ``folder``; symbolic links stay as they are."""
-    scheme = _SCHEME.match(uri)
-    if scheme and scheme[1].lower() != "file":
+    scheme = scheme_of(uri)
+    if scheme and scheme != "file":
         raise CorpusError(
-            f"{where}: {uri!r} is remote ({scheme[1]}://), and this version reads local files. "
+            f"{where}: {uri!r} is remote ({scheme}://), and only s3:// and gs:// are read. "
             "Copy or mount the videos and give their path."
         )
     path = uri

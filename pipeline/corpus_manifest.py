@@ -35,8 +35,10 @@ class ManifestRow:
     extra: dict[str, Scalar] = field(default_factory=dict)
 
 
-def read_manifest(path: Path) -> Iterator[ManifestRow]:
-    """The rows of a manifest, in order; only a CSV is held in memory as a whole.
+def read_manifest(path: Path, name: str) -> Iterator[ManifestRow]:
+    """The rows of the manifest at ``path``, in order; only a CSV is held in memory as a whole.
+
+    Messages call it ``name``.
 
     Values of a CSV become int, float or bool where the whole column is written so, and None where
     they are empty; "007" and numbers too long for their type stay text.
@@ -47,14 +49,14 @@ def read_manifest(path: Path) -> Iterator[ManifestRow]:
     read = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
     uri_names: dict[tuple[str, ...], str] = {}
     try:
-        for where, values in read[path.suffix.lower()](path):
+        for where, values in read[path.suffix.lower()](path, name):
             names = tuple(values)
             if names not in uri_names:
                 uri_names[names] = _uri_column(where, names)
             yield _row(where, values, uri_names[names])
     except OSError as error:
         raise CorpusError(
-            f"cannot read corpus manifest {path}: {error.strerror or error}"
+            f"cannot read corpus manifest {name}: {error.strerror or error}"
         ) from error
 
 
@@ -113,23 +115,23 @@ def _scalar(where: str, name: str, value: object) -> Scalar:
     )
 
 
-def _read_csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    reader = csv.reader(io.StringIO(_decoded(path, path.read_bytes()), newline=""), strict=True)
+def _read_csv(path: Path, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    reader = csv.reader(io.StringIO(_decoded(name, path.read_bytes()), newline=""), strict=True)
     rows: list[tuple[int, list[str]]] = []
     try:
         rows.extend((reader.line_num, row) for row in reader if row)
     except csv.Error as error:
-        raise CorpusError(f"{path}, line {reader.line_num}: not valid CSV: {error}") from error
+        raise CorpusError(f"{name}, line {reader.line_num}: not valid CSV: {error}") from error
     if not rows:
-        raise CorpusError(f"{path} is empty, expected a first line with column names")
+        raise CorpusError(f"{name} is empty, expected a first line with column names")
     _, names = rows.pop(0)
     if len(set(names)) != len(names):
-        raise CorpusError(f"{path}, line 1: column names repeat: {names}")
-    _uri_column(f"{path}, line 1", names)
+        raise CorpusError(f"{name}, line 1: column names repeat: {names}")
+    _uri_column(f"{name}, line 1", names)
     for line, row in rows:
         if len(row) != len(names):
             raise CorpusError(
-                f"{path}, line {line}: found {len(row)} values, expected {len(names)}: "
+                f"{name}, line {line}: found {len(row)} values, expected {len(names)}: "
                 f"{', '.join(names)}"
             )
     columns = [
@@ -137,7 +139,7 @@ def _read_csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         for name, values in zip(names, zip(*(row for _, row in rows), strict=True), strict=False)
     ]
     for (line, _), values in zip(rows, zip(*columns, strict=True), strict=True):
-        yield f"{path}, line {line}", dict(zip(names, values, strict=True))
+        yield f"{name}, line {line}", dict(zip(names, values, strict=True))
 
 
 def _typed(texts: list[str]) -> list[Scalar]:
@@ -152,13 +154,13 @@ def _typed(texts: list[str]) -> list[Scalar]:
     return [text or None for text in texts]
 
 
-def _read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _read_jsonl(path: Path, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     with path.open("rb") as file:
         for line, content in enumerate(file, start=1):
-            text = _decoded(path, content, line).removesuffix("\n")
+            text = _decoded(name, content, line).removesuffix("\n")
             if not text.strip():
                 continue
-            where = f"{path}, line {line}"
+            where = f"{name}, line {line}"
             try:
                 values = json.loads(text)
             except (ValueError, RecursionError) as error:
@@ -170,24 +172,24 @@ def _read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             yield where, values
 
 
-def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _read_parquet(path: Path, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         with pq.ParquetFile(path) as file:
             names = file.schema_arrow.names
             if len(set(names)) != len(names):
-                raise CorpusError(f"{path}: column names repeat: {names}")
-            _uri_column(str(path), names)
+                raise CorpusError(f"{name}: column names repeat: {names}")
+            _uri_column(name, names)
             rows = chain.from_iterable(batch.to_pylist() for batch in file.iter_batches())
             for number, values in enumerate(rows, start=1):
-                yield f"{path}, row {number}", values
+                yield f"{name}, row {number}", values
     except pa.ArrowException as error:
-        raise CorpusError(f"{path} is not a valid Parquet file: {error}") from error
+        raise CorpusError(f"{name} is not a valid Parquet file: {error}") from error
 
 
-def _decoded(path: Path, content: bytes, first_line: int = 1) -> str:
+def _decoded(name: str, content: bytes, first_line: int = 1) -> str:
     """``content``, which begins at ``first_line``, as text without a byte order mark."""
     try:
         return content.decode("utf-8-sig" if first_line == 1 else "utf-8")
     except UnicodeDecodeError as error:
         line = first_line + content.count(b"\n", 0, error.start)
-        raise CorpusError(f"{path}, line {line}: not valid UTF-8. Save it as UTF-8.") from error
+        raise CorpusError(f"{name}, line {line}: not valid UTF-8. Save it as UTF-8.") from error

@@ -1,15 +1,8 @@
 """Digests that tell videos and features apart."""
 
 import hashlib
-from pathlib import Path
 
 from schemas.video import SampledFrames
-
-
-def content_digest(path: str | Path) -> str:
-    """sha256 of a file's bytes, in hex."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def feature_key(content_sha256: str, fingerprint: str, sampled: SampledFrames) -> str:

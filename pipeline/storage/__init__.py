@@ -1,6 +1,14 @@
 """Where a cache lies: a folder, or a prefix of an object store, with the same few operations."""
 
 from pipeline.storage.base import RangeReader, Storage, StoredFile
-from pipeline.storage.location import Location, is_remote, open_storage
+from pipeline.storage.location import Location, is_remote, open_storage, scheme_of
 
-__all__ = ["Location", "RangeReader", "Storage", "StoredFile", "is_remote", "open_storage"]
+__all__ = [
+    "Location",
+    "RangeReader",
+    "Storage",
+    "StoredFile",
+    "is_remote",
+    "open_storage",
+    "scheme_of",
+]

@@ -216,8 +216,12 @@ class ObjectStorage:
 
 
 def _listed(name: str, entry: ObjectMeta) -> StoredFile:
-    modified_ns = int(entry["last_modified"].timestamp() * 1000) * 10**6
-    return StoredFile(name, entry["size"], modified_ns)
+    return StoredFile(name, entry["size"], modified_ns(entry))
+
+
+def modified_ns(entry: ObjectMeta) -> int:
+    """When an object was written, in ns since 1970; stores tell milliseconds at best."""
+    return int(entry["last_modified"].timestamp() * 1000) * 10**6
 
 
 class ObjectRange:

@@ -213,7 +213,7 @@ def test_a_uri_with_escapes_names_the_file_and_a_plain_path_is_not_unescaped(fol
         ("m.csv", ["video_id,uri", ",b.mp4"], "line 2: video_id is ''"),
         ("m.csv", ["video_id,uri", "a, "], "line 2: uri is ' '"),
         ("m.csv", ["video_id,uri", 'a,"b'], "line 2: not valid CSV"),
-        ("m.csv", ["video_id,uri", "a,s3://bucket/b.mp4"], r"line 2: .* is remote \(s3://\)"),
+        ("m.csv", ["video_id,uri", "a,hdfs://node/b.mp4"], r"line 2: .* is remote \(hdfs://\)"),
         ("m.csv", ["video_id,uri", "a,file://host/b.mp4"], "line 2: .* is not of the form"),
         ("m.jsonl", ['{"video_id": "a", "uri": "b"}', "{"], "line 2: not valid JSON"),
         ("m.jsonl", ["[1]"], "line 1: found '.1.', expected one JSON object"),
@@ -261,7 +261,7 @@ def test_rows_of_a_long_parquet_manifest_are_numbered_to_the_last(tmp_path):
     names = [str(number) for number in range(count)]
     path = tmp_path / "m.parquet"
     pq.write_table(pa.table({"video_id": [*names[1:], ""], "uri": names}), path)
-    rows = read_manifest(path)
+    rows = read_manifest(path, str(path))
     assert next(rows).where == f"{path}, row 1"
     with pytest.raises(CorpusError, match=f"row {count}: video_id is ''"):
         list(rows)
@@ -334,8 +334,8 @@ def test_a_source_that_does_not_exist_suggests_the_nearest_name(folder):
 def test_no_source_a_remote_source_and_an_empty_folder_are_refused(tmp_path):
     with pytest.raises(CorpusError, match="no corpus given"):
         find_videos([])
-    with pytest.raises(CorpusError, match="this version reads local files"):
-        find_videos(["s3://bucket/videos"])
+    with pytest.raises(CorpusError, match="only s3:// and gs:// are read"):
+        find_videos(["hdfs://node/videos"])
     with pytest.raises(CorpusError, match=r"names no video; .*\.mkv \.mov \.mp4"):
         ids(tmp_path)
     with pytest.raises(CorpusError, match="is not a path"):

@@ -13,7 +13,7 @@ from jobs.build import build, plan_build
 from jobs.worker import Worker
 from pipeline.cache import open_cache
 from pipeline.decode.clips import write_scene_clip
-from pipeline.keys import content_digest
+from pipeline.storage.remote import file_digest
 from pipeline.storage import open_storage
 from pipeline.store.manifest import create_or_check
 from pipeline.store.verify import verify_cache
@@ -239,7 +239,7 @@ def test_a_good_video_replaced_by_a_broken_file_is_a_failure_and_back_again_is_c
         shutil.copy2(corpus / source, copy / "sub" / "c.mp4")
         run(copy, tmp_path / "cache", config)
         row = open_cache(tmp_path / "cache").row("sub/c.mp4")
-        states.append((row.status, row.content_sha256 == content_digest(corpus / source)))
+        states.append((row.status, row.content_sha256 == file_digest(corpus / source)))
     assert states == [("ok", True), ("failed", True), ("ok", True), ("ok", True)]
     assert run(copy, tmp_path / "cache", config).tally.total == 0
 
@@ -323,7 +323,7 @@ def test_a_new_row_wins_although_the_clock_of_the_old_one_was_ahead(
     shutil.copy2(corpus / "b.mp4", copy / "a.mp4")
     run(copy, tmp_path / "cache", config)
     row = open_cache(tmp_path / "cache").row("a.mp4")
-    assert row.content_sha256 == content_digest(corpus / "b.mp4")
+    assert row.content_sha256 == file_digest(corpus / "b.mp4")
     assert run(copy, tmp_path / "cache", config).tally.total == 0
 
 

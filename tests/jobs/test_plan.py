@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from jobs.failures import PROBATION_VIDEOS, FailureBudget, failed_row
 from jobs.plan import DONE_COLUMNS, BuildPlan, have_contents, make_plan
-from pipeline.keys import content_digest
+from pipeline.storage.remote import file_digest
 from pipeline.store.fragment import rows_to_table
 from schemas.errors import DecodeError, FailureBudgetExceeded, WorkerDiedError
 from schemas.index import INDEX_SCHEMA
@@ -69,7 +69,7 @@ def test_a_file_that_changed_since_it_failed_is_tried_again(videos, tmp_path):
 
 def test_a_file_touched_but_not_changed_is_recognised_by_its_content(videos, tmp_path):
     path = tmp_path / "b.mp4"
-    index = rows_to_table([failed(videos[1], content_sha256=content_digest(path))])
+    index = rows_to_table([failed(videos[1], content_sha256=file_digest(path))])
     os.utime(path, ns=(1, 1))
     assert make_plan([ref(path)], index, fingerprint="f" * 64).num_failed_before == 1
     path.write_bytes(b"z" * 30)
@@ -128,7 +128,7 @@ def contents(tmp_path_factory):
     paths = [str(folder / name) for name in names]
     for path, text in zip(paths, ("same", "same", "other"), strict=False):
         Path(path).write_text(text)
-    return {path: content_digest(path) if Path(path).exists() else None for path in paths}
+    return {path: file_digest(path) if Path(path).exists() else None for path in paths}
 
 
 def corpora(paths):
@@ -217,7 +217,7 @@ def committed(video, **changes):
         "status": "ok",
         "size_bytes": video.size_bytes,
         "modified_ns": video.modified_ns,
-        "content_sha256": content_digest(video.path),
+        "content_sha256": file_digest(video.path),
         "attempts": 1,
         "fingerprint": "f" * 64,
         "shard": "a" * 64,
@@ -249,7 +249,7 @@ def test_contents_are_compared_in_order_and_a_file_that_is_gone_is_not_the_same(
     paths = [tmp_path / f"{number}.mp4" for number in range(50)]
     for path in paths:
         path.write_bytes(path.name.encode())
-    refs, digests = [ref(path) for path in paths], [content_digest(path) for path in paths]
+    refs, digests = [ref(path) for path in paths], [file_digest(path) for path in paths]
     paths[3].unlink()
     paths[40].write_bytes(b"40.mp5")
     lines = []

@@ -1,0 +1,215 @@
+"""Caches in an object store, against a real S3 server on loopback."""
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.cache import open_cache
+from pipeline.storage import open_storage
+from pipeline.store.commit import commit_videos
+from pipeline.store.compact import compact_cache
+from pipeline.store.manifest import create_or_check
+from pipeline.store.shard import write_shard
+from pipeline.store.verify import verify_cache
+from schemas.config import SamplingConfig
+from schemas.errors import (
+    BoundsError,
+    CacheError,
+    CacheMismatchError,
+    CacheNotFoundError,
+    ChecksumError,
+    ConfigError,
+    IndexCorruptError,
+    ShardMissingError,
+)
+from tests.store.sample_cache import MANIFEST, make_sample
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def place(bucket):
+    return f"{bucket.url}/some/cache"
+
+
+@pytest.fixture
+def sample():
+    return make_sample(seed=3)
+
+
+def build(location, *entries):
+    storage = open_storage(location)
+    create_or_check(storage, MANIFEST)
+    return commit_videos(storage, list(entries))
+
+
+def gets_of_shards(bucket):
+    return [line for line in bucket.requests() if line.startswith("GET") and "/shards/" in line]
+
+
+def test_what_is_loaded_equals_what_a_folder_gives(place, sample, tmp_path):
+    for location in (place, tmp_path):
+        build(location, sample.pending("a/b.mp4"), make_sample(seed=4).pending("c", key="b" * 64))
+    remote, local = open_cache(place), open_cache(tmp_path)
+    assert list(remote.ids()) == list(local.ids()) == ["a/b.mp4", "c"]
+    for video_id in local.ids():
+        for asked in ({}, {"budget": 3}, {"budget": 0.5}, {"threshold": 0.3}):
+            one, other = remote.load(video_id, **asked), local.load(video_id, **asked)
+            assert torch.equal(one.features, other.features)
+            assert torch.equal(one.position_ids, other.position_ids)
+            assert one.bytes_read == other.bytes_read
+    assert remote.query("num_bytes > 0").num_rows == 2
+
+
+@pytest.mark.parametrize("budget", [None, 5, 0.25])
+def test_a_load_is_one_range_request_of_just_its_bytes(bucket, place, sample, budget):
+    (row,) = build(place, sample.pending("v"))
+    cache = open_cache(place)
+    before = len(bucket.requests())
+    video = cache.load("v", budget=budget)
+    (request,) = bucket.requests()[before:]
+    first = row.offset
+    assert request.endswith(f"bytes={first}-{first + video.bytes_read - 1}")
+    full = row.layout.num_bytes - row.layout.head_bytes
+    rows = video.num_tokens / sample.tensors["features"].shape[0]
+    assert video.bytes_read == row.layout.head_bytes + round(full * rows)
+
+
+def test_a_threshold_takes_two_requests_for_its_scores_decide(bucket, place, sample):
+    build(place, sample.pending("v"))
+    cache = open_cache(place)
+    cache.load("v", threshold=0.3)
+    assert len(gets_of_shards(bucket)) == 2
+
+
+def test_of_many_writers_that_create_one_name_one_wins(bucket):
+    storage = open_storage(bucket.url)
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(lambda n: storage.create("index/a", [b"%d" % n]), range(8)))
+    assert sum(won) == 1
+    assert storage.open_input("index/a").read() == b"%d" % won.index(True)
+
+
+def test_committing_again_returns_the_rows_of_the_first_commit(place, sample):
+    first = build(place, sample.pending("v", created_ns=1))
+    assert build(place, sample.pending("v", created_ns=2)) == first
+
+
+def test_requests_that_fail_are_tried_again(bucket, place, sample):
+    bucket.fail_next(2)
+    build(place, sample.pending("v"))
+    bucket.fail_next(3)
+    assert open_cache(place).load("v").num_tokens == 40
+
+
+def test_another_configuration_is_refused(place):
+    build(place)
+    with pytest.raises(CacheMismatchError, match="fps"):
+        create_or_check(open_storage(place), replace(MANIFEST, sampling=SamplingConfig(fps=1.0)))
+
+
+def test_a_prefix_without_a_cache_a_bucket_that_is_not_there_and_other_urls_are_refused(bucket):
+    with pytest.raises(CacheNotFoundError):
+        open_cache(f"{bucket.url}/nothing")
+    with pytest.raises(CacheError, match="no cache at s3://no-such-bucket"):
+        open_cache("s3://no-such-bucket-at-all/cache")
+    with pytest.raises(ConfigError, match="names no bucket"):
+        open_cache("s3://")
+    with pytest.raises(ConfigError, match="hdfs"):
+        open_cache("hdfs://node/cache")
+
+
+def test_a_server_that_is_not_there_is_one_clear_error(monkeypatch, bucket):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr("pipeline.storage.objects.MAX_RETRIES", 1)
+    with pytest.raises(CacheError, match="credentials, region and endpoint"):
+        open_cache(f"{bucket.url}/cache")
+
+
+def shard_name(place):
+    (file,) = open_storage(place).files("shards")
+    return f"shards/{file.name}"
+
+
+def test_a_shard_that_is_gone_or_cut_or_changed_is_named(place, sample):
+    build(place, sample.pending("v"))
+    cache, storage = open_cache(place), open_storage(place)
+    name = shard_name(place)
+    data = bytes(storage.open_input(name).read())
+    storage.replace(name, [data[:-10]])
+    with pytest.raises(BoundsError, match=r"s3://.*some/cache/shards"):
+        cache.load("v")
+    storage.replace(name, [data[:4000]])
+    with pytest.raises(BoundsError):
+        cache.load("v", budget=1)
+    storage.replace(name, [data[:-10] + bytes([data[-10] ^ 1]) + data[-9:]])
+    with pytest.raises(ChecksumError):
+        cache.load("v")
+    assert [f.kind for f in verify_cache(storage)] == ["damaged_video"]
+    storage.remove(name)
+    with pytest.raises(ShardMissingError, match="there is no such object"):
+        cache.load("v")
+
+
+def test_a_fragment_that_is_no_parquet_is_named(place, sample):
+    build(place, sample.pending("v"))
+    (file,) = open_storage(place).files("index")
+    open_storage(place).replace(f"index/{file.name}", [b"no parquet"])
+    with pytest.raises(IndexCorruptError, match=r"s3://.*index"):
+        open_cache(place)
+
+
+def test_equal_content_written_twice_has_two_names_so_that_none_is_swept_by_mistake(place, sample):
+    storage = open_storage(place)
+    one, other = (write_shard(storage, [sample.record("a" * 64)]) for _ in range(2))
+    assert one.name != other.name
+
+
+def test_compaction_merges_fragments_and_sweeps_what_no_row_refers_to(place):
+    for seed in range(4):
+        build(place, make_sample(seed=seed).pending(f"v{seed}", key=f"{seed:064x}"))
+    storage = open_storage(place)
+    write_shard(storage, [make_sample(seed=9).record("9" * 64)])
+    table = open_cache(place).index
+    assert compact_cache(storage).shards_waiting == 1
+    report = compact_cache(storage, grace_seconds=0)
+    assert (report.shards_swept, report.fragments_after) == (1, 1)
+    assert open_cache(place).index.equals(table)
+    assert list(verify_cache(storage)) == []
+
+
+def test_the_shard_of_a_dropped_row_is_young_again_for_readers_that_hold_it(place):
+    build(place, make_sample(seed=1).pending("v", created_ns=1))
+    build(place, make_sample(seed=2).pending("v", created_ns=2, content_sha256="d" * 64))
+    storage = open_storage(place)
+    ages = {file.name: file.modified_ns for file in storage.files("shards")}
+    assert compact_cache(storage).shards_waiting == 1
+    touched = [f for f in storage.files("shards") if f.modified_ns > ages[f.name]]
+    assert len(touched) <= 1  # the server tells whole seconds
+    assert {file.name for file in storage.files("shards")} == set(ages)
+    assert compact_cache(storage, grace_seconds=0).shards_swept == 1
+    assert list(verify_cache(storage)) == []
+
+
+def test_a_cache_crosses_to_another_process_by_its_url(place, sample):
+    build(place, sample.pending("v"))
+    script = (
+        "import sys, pickle\n"
+        "cache = pickle.load(sys.stdin.buffer)\n"
+        "print(cache.load('v').num_tokens)\n"
+    )
+    import pickle
+
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        input=pickle.dumps(open_cache(place)),
+        capture_output=True,
+        check=True,
+        cwd=REPOSITORY,
+    )
+    assert done.stdout == b"40\n"

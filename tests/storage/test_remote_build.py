@@ -1,0 +1,186 @@
+"""Corpora and builds in an object store, against a real S3 server on loopback."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from jobs.build import build, plan_build
+from jobs.cli import cli
+from pipeline.cache import open_cache
+from pipeline.corpus import find_videos
+from pipeline.decode.clips import write_scene_clip
+from pipeline.storage import open_storage
+from pipeline.storage.remote import file_digest, local_copy
+from pipeline.store.verify import verify_cache
+from schemas.config_file import parse_config
+from schemas.errors import CorpusError
+
+REPOSITORY = Path(__file__).parents[2]
+NAMES = ["a.mp4", "b c%20é.mp4", "sub/c.webm.mp4", "broken.mp4"]
+
+
+@pytest.fixture(scope="session")
+def clips(tmp_path_factory):
+    root = tmp_path_factory.mktemp("clips")
+    (root / "sub").mkdir()
+    for seed, name in enumerate(NAMES[:3]):
+        write_scene_clip(root / name, seed=seed, seconds=1.0, width=96, height=64, fps=8)
+    (root / "broken.mp4").write_bytes(bytes(range(256)) * 10)
+    return root
+
+
+@pytest.fixture
+def corpus(bucket, clips):
+    """The clips, something hidden and something that is no video, below a prefix."""
+    storage = open_storage(f"{bucket.url}/corpus")
+    for name in NAMES:
+        storage.replace(name, [(clips / name).read_bytes()])
+    storage.replace(".hidden/x.mp4", [b"x"])
+    storage.replace("readme.txt", [b"x"])
+    return f"{bucket.url}/corpus"
+
+
+@pytest.fixture
+def config(tiny_checkpoint):
+    return parse_config({"encoder": {"model": str(tiny_checkpoint), "device": "cpu"}})
+
+
+def run(corpus, place, config, **options):
+    return build([corpus], place, config, progress_style="none", **options)
+
+
+@pytest.mark.parametrize(
+    ("source", "ids"),
+    [
+        ("", sorted(NAMES)),
+        ("/", sorted(NAMES)),
+        ("/sub", ["c.webm.mp4"]),
+        ("/a.mp4", ["a.mp4"]),
+        ("/*.mp4", ["a.mp4", "b c%20é.mp4", "broken.mp4"]),
+        ("/**/c*", ["sub/c.webm.mp4"]),
+        ("/readme.txt", ["readme.txt"]),
+    ],
+)
+def test_a_prefix_an_object_and_a_pattern_name_videos_as_folders_do(corpus, source, ids):
+    refs = find_videos([corpus + source])
+    assert [ref.video_id for ref in refs] == ids
+    assert all(ref.size_bytes > 0 and ref.modified_ns > 0 for ref in refs)
+
+
+@pytest.mark.parametrize("source", ["/none", "/none.mp4", "/none*.mp4", "/sub/*.avi"])
+def test_a_source_that_names_nothing_is_refused(corpus, source):
+    with pytest.raises(CorpusError, match=r"does not exist|names no video"):
+        find_videos([corpus + source])
+
+
+def test_a_manifest_in_the_store_names_objects_beside_it_and_anywhere(corpus, tmp_path):
+    lines = [
+        {"video_id": "one", "uri": "a.mp4", "label": 3},
+        {"video_id": "two", "uri": f"{corpus}/sub/c.webm.mp4", "label": 4},
+        {"video_id": "gone", "uri": "gone.mp4", "label": 5},
+    ]
+    text = "\n".join(map(json.dumps, lines)).encode()
+    open_storage(corpus).replace("m.jsonl", [text])
+    (tmp_path / "m.jsonl").write_bytes(text)
+    refs = find_videos([f"{corpus}/m.jsonl"])
+    assert [ref.path for ref in refs] == [f"{corpus}/{n}" for n in ("a.mp4", NAMES[2], "gone.mp4")]
+    assert [ref.size_bytes > 0 for ref in refs] == [True, True, False]
+    assert [ref.extra["label"] for ref in refs] == [3, 4, 5]
+    local = find_videos([str(tmp_path / "m.jsonl")])
+    assert [ref.size_bytes > 0 for ref in local] == [False, True, False]
+    open_storage(corpus).replace("bad.jsonl", [b"{"])
+    with pytest.raises(CorpusError, match=r"s3://.*bad\.jsonl, line 1: not valid JSON"):
+        find_videos([f"{corpus}/bad.jsonl"])
+    open_storage(corpus).replace("up.csv", [b"video_id,uri\na,../x.mp4\n"])
+    with pytest.raises(CorpusError, match="give the whole URL"):
+        find_videos([f"{corpus}/up.csv"])
+
+
+def test_a_digest_and_a_copy_are_of_the_objects_bytes(corpus, clips):
+    for name in NAMES:
+        assert file_digest(f"{corpus}/{name}") == file_digest(str(clips / name))
+        with local_copy(f"{corpus}/{name}") as path:
+            assert Path(path).read_bytes() == (clips / name).read_bytes()
+        assert not Path(path).exists()
+    with pytest.raises(InterruptedError), local_copy(f"{corpus}/a.mp4", is_wanted=lambda: False):
+        pass
+
+
+def test_a_build_from_and_into_the_store_equals_one_from_and_into_folders(
+    corpus, clips, bucket, config, tmp_path
+):
+    place = f"{bucket.url}/cache"
+    summary = run(corpus, place, config)
+    assert (summary.tally.done, summary.tally.failed) == (3, 1)
+    run(str(clips), tmp_path / "cache", config)
+    remote, local = open_cache(place), open_cache(tmp_path / "cache")
+    assert list(remote.ids()) == list(local.ids())
+    for video_id in local.ids():
+        assert remote.row(video_id).key == local.row(video_id).key
+        assert torch.equal(remote.load(video_id).features, local.load(video_id).features)
+    failure = remote.row("broken.mp4")
+    assert f"{corpus}/broken.mp4" in failure.error_message
+    assert "/tmp" not in failure.error_message
+    assert list(verify_cache(open_storage(place))) == []
+
+
+def test_a_second_build_does_only_what_is_new_and_a_lost_shard_is_made_again(
+    corpus, clips, bucket, config
+):
+    place = f"{bucket.url}/cache"
+    assert run(corpus, place, config, limit=2).tally.total == 2
+    assert run(corpus, place, config).tally.total == 2
+    before = len(bucket.requests())
+    assert run(corpus, place, config).tally.total == 0
+    assert not any("PUT" in line for line in bucket.requests()[before:])
+    cache = open_cache(place)
+    shard = cache.row("a.mp4").shard
+    lost = [v for v in cache.ids() if cache.row(v).shard == shard]
+    open_storage(place).remove(f"shards/{shard}.safetensors")
+    plan = plan_build([corpus], place, config)
+    assert sorted(ref.video_id for ref in plan.todo) == lost
+    open_storage(corpus).replace("a.mp4", [(clips / "b c%20é.mp4").read_bytes()])
+    assert "a.mp4" in [ref.video_id for ref in plan_build([corpus], place, config).todo]
+
+
+def test_the_verbs_take_urls(corpus, bucket, config):
+    place = f"{bucket.url}/cache"
+    run(f"{corpus}/a.mp4", place, config)
+    outputs = {}
+    for command in (
+        ["status", place, "--format", "json"],
+        ["query", place, "tokens_after > 0", "--format", "json"],
+        ["show", place, "a.mp4"],
+        ["verify", place],
+        ["compact", place],
+        ["plan", f"{corpus}/a.mp4", "--out", place, "--json"],
+    ):
+        result = CliRunner().invoke(cli, command)
+        assert result.exit_code == 0, (command, result.output)
+        outputs[command[0]] = result.stdout
+    assert json.loads(outputs["status"])["videos"] == 1
+    assert json.loads(outputs["plan"])["done"] == 1
+    assert f"{corpus}/a.mp4" in outputs["show"]
+
+
+@pytest.mark.slow
+def test_two_builds_at_once_into_one_prefix_leave_one_row_for_each_video(
+    corpus, bucket, tiny_checkpoint
+):
+    place = f"{bucket.url}/cache"
+    command = [sys.executable, "-m", "jobs", "build", corpus, "--out", place]
+    command += ["--model", str(tiny_checkpoint), "--device", "cpu"]
+    both = [subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.DEVNULL) for _ in range(2)]
+    assert [process.wait(120) for process in both] == [3, 3]
+    table = open_cache(place).index
+    assert table["video_id"].to_pylist() == sorted(NAMES)
+    assert CliRunner().invoke(cli, ["compact", place, "--grace-seconds", "0"]).exit_code == 0
+    assert open_cache(place).index.equals(table)
+    assert list(verify_cache(open_storage(place))) == []
+    for video_id in open_cache(place).ids():
+        open_cache(place).load(video_id)
