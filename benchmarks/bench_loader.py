@@ -1,37 +1,61 @@
-"""How long loading one cached video takes, against one bare read of the same bytes.
+"""How long loading one cached video takes: against bare reads, other formats, cold, in threads.
 
 Run: python benchmarks/bench_loader.py
-Wall-clock medians; the forms alternate within one run, page cache warm, one thread.
+Wall-clock medians; the forms alternate within one run, one thread, page cache warm unless said.
+The other formats need: pip install --group bench. Some 4 GB are written to the temporary folder
+(TMPDIR); on a folder in memory there is no cold read to measure.
 """
 
 import datetime as dt
 import os
 import platform
-import statistics
+import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from pipeline.cache import TokenCache, open_cache
-from pipeline.store.commit import PendingVideo, commit_videos
-from pipeline.store.manifest import create_or_check
-from pipeline.store.memory import RowMemory
-from pipeline.store.record import pack_record
-from pipeline.store.shard import shard_path
-from schemas.config import FusionConfig, SamplingConfig
-from schemas.grid import PatchGeometry
-from schemas.manifest import DecoderIdentity, EncoderIdentity, Manifest, ResolvedPreprocess
+from bench_peers import CASE, NUM_VIDEOS, peers_table
+from loader_cases import (
+    REPEATS,
+    WARM_UPS,
+    Case,
+    alternate,
+    at_least,
+    at_most,
+    bare_read,
+    build_cache,
+    drop,
+    empty_bytes,
+    flush,
+    reads_disk,
+    scatter,
+    shard_file,
+)
 
-REPEATS = 41
-CASES = ((1000, 8192), (3000, 8192), (1000, 16384), (3000, 16384))  # rows, bf16 values per row
-GRID = (32, 14, 14)
+from pipeline.cache import TokenCache, open_cache
+
+CASES = (
+    Case(1000, 8192),
+    Case(3000, 8192),
+    Case(6000, 8192),
+    Case(1000, 16384),
+    Case(2000, 16384),
+    Case(3000, 16384),
+)
+BARS = {16: (1.7, 2.2), 32: (1.5, 2.0)}  # by KiB of a row: scatter only, verified
+COLD_CASES = (0, 5)
+COLD_REPEATS = 11
+PAIR = (4, 5)
+LOADS_OF_A_THREAD = 8
 
 
 def main() -> None:
@@ -39,113 +63,182 @@ def main() -> None:
     print(f"versions: kernel {platform.release()}, torch {torch.__version__}")
     print(f"date: {dt.date.today()}  command: python benchmarks/bench_loader.py")
     print(f"load average: {os.getloadavg()[0]:.1f}  repeats: {REPEATS}  checks: always on\n")
-    print("load: memory of videos dropped before is used again; new pages: it is not.")
-    print("Columns in x are multiples of the bare read of the whole video.\n")
-    print("| rows x row | bare read ms | load | new pages | out= | quarter, out= | of out= |")
-    print("|-|-|-|-|-|-|-|")
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        cache = build_cache(Path(folder))
-        for video_id in cache.ids():
-            print(table_line(cache, video_id), flush=True)
+        root = Path(folder, "sizes")
+        sizes = build_cache(root, CASES, per_commit=1)
+        flush(root)
+        present_tables(sizes, root)
+        cold_table(sizes, root)
+        videos = peers_table(Path(folder, "peers"))
+        threads_table((sizes, root), (videos, Path(folder, "peers", "cache")))
+        opening_table(Path(folder, "many"))
+    print(f"load average at the end: {os.getloadavg()[0]:.1f}")
 
 
-def table_line(cache: TokenCache, video_id: str) -> str:
-    row = cache.row(video_id)
-    num_rows, width = row.layout["features"].shape
-    quarter = num_rows // 4
-    out = torch.zeros(num_rows, width, dtype=torch.bfloat16)
-    raw = torch.zeros(row.num_bytes, dtype=torch.uint8).numpy().data
-    path = shard_path(cache.root, row.shard)
+@dataclass(frozen=True, slots=True)
+class Present:
+    """Median seconds of each form on one video, and the share of its bytes a quarter reads."""
 
-    def bare_read() -> None:
-        handle = os.open(path, os.O_RDONLY)
-        assert os.preadv(handle, [raw], row.offset) == row.num_bytes
-        os.close(handle)
+    case: Case
+    quarter_bytes: float
+    bare: float
+    load: float
+    new_pages: float
+    out: float
+    scatter: float
+    quarter: float
+    quarter_scatter: float
 
+    def line(self) -> str:
+        scatter_bar, verified_bar = BARS[self.case.row_kib]
+        load, new_pages = (
+            at_most(took / self.bare, 2.5) if self.case.num_bytes >= 64e6 else self._ratio(took)
+            for took in (self.load, self.new_pages)
+        )
+        return (
+            f"| {self.case} | {self.bare * 1e3:.2f} | {load} | {new_pages} "
+            f"| {at_most(self.out / self.bare, verified_bar)} "
+            f"| {at_most(self.scatter / self.bare, scatter_bar)} |"
+        )
+
+    def quarter_line(self) -> str:
+        return (
+            f"| {self.case} | {at_most(self.quarter_bytes * 100, 26, ' %')} "
+            f"| {self._ratio(self.quarter)} | {at_most(self.quarter / self.out, 0.65, '')} "
+            f"| {self._ratio(self.quarter_scatter)} "
+            f"| {at_most(self.quarter_scatter / self.scatter, 0.45, '')} |"
+        )
+
+    def _ratio(self, seconds: float) -> str:
+        return f"{seconds / self.bare:.2f}x"
+
+
+def present_tables(cache: TokenCache, root: Path) -> None:
+    measured = [present(cache, root, number) for number in range(len(CASES))]
+    print("x: multiples of one bare read of the whole video. new pages: no memory of videos")
+    print("dropped before is used again. scatter only: the reads of out=, nothing verified.\n")
+    print("| rows x row | bare read ms | load | new pages | out= | scatter only |")
+    print("|-|-|-|-|-|-|")
+    print("\n".join(video.line() for video in measured))
+    print("\nA quarter of the tokens; of full: against the same form's full load.\n")
+    print("| rows x row | bytes | out= | of full | scatter only | of full |")
+    print("|-|-|-|-|-|-|")
+    print("\n".join(video.quarter_line() for video in measured), flush=True)
+    print()
+
+
+def present(cache: TokenCache, root: Path, number: int) -> Present:
+    case, video_id = CASES[number], list(cache.ids())[number]
+    row, quarter = cache.row(video_id), case.num_rows // 4
+    shard = shard_file(root, row)
+    out, plain, raw = case.empty_rows(), case.empty_rows(), empty_bytes(row)
+    places = plain.view(torch.uint8).numpy().reshape(-1).data
+    unused = deque(open_cache(root) for _ in range(WARM_UPS + REPEATS))
     medians = alternate(
-        bare_read,
+        lambda: bare_read(shard, row, raw),
         lambda: cache.load(video_id),
-        lambda: replace(cache, _memory=RowMemory()).load(video_id),
+        lambda: unused.popleft().load(video_id),
         lambda: cache.load(video_id, out=out),
+        lambda: scatter(shard, row, case.num_rows, places),
         lambda: cache.load(video_id, budget=quarter, out=out),
+        lambda: scatter(shard, row, quarter, places),
     )
-    bare, again, fresh, into, part = medians
-    assert torch.equal(cache.load(video_id).features, cache.load(video_id, out=out).features)
-    name = f"{num_rows} x {width * 2 // 1024} KiB ({row.num_bytes / 1e6:.0f} MB)"
-    return (
-        f"| {name} | {bare * 1e3:.2f} | {again / bare:.2f}x | {fresh / bare:.2f}x "
-        f"| {into / bare:.2f}x | {part / bare:.2f}x | {part / into:.2f} |"
+    part = cache.load(video_id, budget=quarter)
+    scatter(shard, row, quarter, places)
+    assert torch.equal(part.features, plain[:quarter])
+    whole = cache.load(video_id, out=out)
+    scatter(shard, row, case.num_rows, places)
+    for features in (cache.load(video_id).features, whole.features, plain):
+        assert torch.equal(features, case.prompt_rows(number))
+    return Present(case, part.bytes_read / whole.bytes_read, *medians)
+
+
+def cold_table(cache: TokenCache, root: Path) -> None:
+    ids = list(cache.ids())
+    print(f"Cold: the shard's pages are dropped before every read; {COLD_REPEATS} repeats.\n")
+    print("| rows x row | bare read ms | out= |")
+    print("|-|-|-|")
+    for number in COLD_CASES:
+        case, row = CASES[number], cache.row(ids[number])
+        shard = shard_file(root, row)
+        forms = (
+            partial(bare_read, shard, row, empty_bytes(row)),
+            partial(cache.load, ids[number], out=case.empty_rows()),
+        )
+        if not all(reads_disk(form, shard, row.num_bytes or 0) for form in forms):
+            print(f"| {case} | not cold: set TMPDIR to a folder on a disk | |")
+            continue
+        bare, out = alternate(*forms, repeats=COLD_REPEATS, before=partial(drop, shard))
+        print(f"| {case} | {bare * 1e3:.1f} | {at_most(out / bare, 1.1)} |", flush=True)
+    print()
+
+
+def threads_table(sizes: tuple[TokenCache, Path], videos: tuple[TokenCache, Path]) -> None:
+    """Two threads do twice the work of one; a ratio of 2 is what two free cores allow."""
+    pair = [list(sizes[0].ids())[place] for place in PAIR]
+    print("Throughput of two threads over one, each with its own videos and its own out=.\n")
+    print("| videos | out= | bare reads |")
+    print("|-|-|-|")
+    names = (f"{CASES[PAIR[0]]}, {CASES[PAIR[1]]}", f"{NUM_VIDEOS} of {CASE}")
+    ids = (pair, list(videos[0].ids()))
+    for name, (cache, root), some in zip(names, (sizes, videos), ids, strict=True):
+        loads, reads = two_threads(cache, root, some)
+        print(f"| {name} | {at_least(loads, 1.6)} | {reads:.2f}x |", flush=True)
+    print()
+
+
+def two_threads(cache: TokenCache, root: Path, ids: Sequence[str]) -> tuple[float, float]:
+    """Throughput ratios of ``load(out=)`` and of bare reads."""
+    rows = {video_id: cache.row(video_id) for video_id in ids}
+    longest = max(rows.values(), key=lambda row: row.num_bytes or 0)
+    outs = [torch.zeros_like(cache.load(longest.video_id).features) for _ in range(2)]
+    raws = [empty_bytes(longest) for _ in range(2)]
+    shift = LOADS_OF_A_THREAD + 1
+    turns = [
+        [ids[(shift * thread + turn) % len(ids)] for turn in range(LOADS_OF_A_THREAD)]
+        for thread in range(2)
+    ]
+
+    def loads(thread: int) -> None:
+        for video_id in turns[thread]:
+            cache.load(video_id, out=outs[thread])
+
+    def reads(thread: int) -> None:
+        for video_id in turns[thread]:
+            bare_read(shard_file(root, rows[video_id]), rows[video_id], raws[thread])
+
+    with ThreadPoolExecutor(2) as threads:
+        one, two, bare_one, bare_two = alternate(
+            lambda: list(threads.map(loads, range(1))),
+            lambda: list(threads.map(loads, range(2))),
+            lambda: list(threads.map(reads, range(1))),
+            lambda: list(threads.map(reads, range(2))),
+        )
+    return 2 * one / two, 2 * bare_one / bare_two
+
+
+def opening_table(root: Path) -> None:
+    many = build_cache(root, [Case(4, 32)] * 1000, per_commit=100)
+    assert len(many) == 1000
+    texts = (
+        "pass",
+        "import pyarrow",
+        f"import tokenreel; tokenreel.open({str(root)!r})",
     )
+    nothing, arrow, opened = alternate(*(process(text) for text in texts), repeats=21)
+    print("A process that opens a cache of 1,000 videos in 10 commits; 21 repeats.\n")
+    print("| python -c | ms | x import pyarrow |")
+    print("|-|-|-|")
+    print(f"| pass | {nothing * 1e3:.0f} | {nothing / arrow:.2f}x |")
+    print(f"| import pyarrow | {arrow * 1e3:.0f} | 1 |")
+    print(f"| import tokenreel; tokenreel.open(...) | {opened * 1e3:.0f} ", end="")
+    print(f"| {at_most(opened / arrow, 2)} |\n", flush=True)
 
 
-def alternate(*forms: Callable[[], object]) -> list[float]:
-    """Median seconds of each form, one call of each in turn."""
-    seconds: list[list[float]] = [[] for _ in forms]
-    for repeat in range(REPEATS + 3):
-        for form, times in zip(forms, seconds, strict=True):
-            started = time.perf_counter()
-            form()
-            elapsed = time.perf_counter() - started
-            if repeat >= 3:
-                times.append(elapsed)
-    return [statistics.median(times) for times in seconds]
-
-
-def build_cache(root: Path) -> TokenCache:
-    manifest = Manifest(
-        encoder=EncoderIdentity(
-            "bench", "0" * 64, "0" * 64, "BF16", 2048, 3, PatchGeometry(16, 2, 2)
-        ),
-        sampling=SamplingConfig(),
-        preprocess=ResolvedPreprocess(1, 2, False, 3, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-        decode=DecoderIdentity("auto", {}),
-        fusion=FusionConfig(),
-    )
-    create_or_check(root, manifest)
-    for number, (num_rows, width) in enumerate(CASES):
-        commit_videos(root, [pending(number, num_rows, width, manifest.fingerprint)])
-    return open_cache(root)
-
-
-def pending(number: int, num_rows: int, width: int, fingerprint: str) -> PendingVideo:
-    """Random features in a random storage order: the least favourable one for the reader."""
-    generator = torch.Generator().manual_seed(number)
-    frames, height, wide = GRID
-    total = frames * height * wide
-    grid_index = torch.randperm(total, generator=generator)[:num_rows]
-    columns = torch.empty(num_rows, dtype=torch.int64)
-    columns[grid_index.argsort()] = torch.arange(num_rows)
-    record = pack_record(
-        key=f"{number:064x}",
-        features=torch.randn(num_rows, width, generator=generator).to(torch.bfloat16),
-        score=torch.linspace(-1, 0.7, num_rows),
-        grid_index=grid_index,
-        prompt_index=columns,
-        input_ids=torch.zeros(num_rows + 10 * frames, dtype=torch.int64),
-        position_ids=torch.zeros(3, num_rows + 10 * frames, dtype=torch.int64),
-        match=torch.zeros(total, dtype=torch.int64),
-    )
-    fields = {
-        "video_id": f"video{number}.mp4",
-        "path": f"video{number}.mp4",
-        "fingerprint": fingerprint,
-        "size_bytes": 1,
-        "modified_ns": 1,
-        "created_ns": 1,
-        "writer": "bench",
-        "grid_frames": frames,
-        "grid_height": height,
-        "grid_width": wide,
-        "tokens_before": total,
-        "tokens_after": num_rows,
-        "nested": True,
-        "hidden_size": width // 4,
-        "num_deepstack": 3,
-        "dtype": "BF16",
-        "next_position": 10_000,
-    }
-    return PendingVideo(fields, record)
+def process(text: str) -> Callable[[], object]:
+    root = Path(__file__).parents[1]
+    return lambda: subprocess.run([sys.executable, "-c", text], cwd=root, check=True)
 
 
 if __name__ == "__main__":

@@ -10,13 +10,14 @@ from typing import Any
 
 import click
 
-from jobs import build_verbs, cache_verbs
+from jobs import build_verbs, cache_verbs, import_verbs
 from schemas.errors import TokenreelError
 
 VERBS = (
     build_verbs.plan,
     build_verbs.build,
     build_verbs.submit,
+    import_verbs.import_sttm,
     cache_verbs.status,
     cache_verbs.query,
     cache_verbs.show,
