@@ -69,7 +69,7 @@ class PrefillInputs(Mapping[str, Any]):
         per_video: Any = [self.embeddings]  # transformers declares a tensor and expects a list
         per_layer: Any = [[layer] for layer in self.deepstack]
         return BaseModelOutputWithDeepstackFeatures(
-            pooler_output=per_video, deepstack_features=per_layer
+            pooler_output=per_video, deepstack_features=per_layer or None
         )
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "PrefillInputs":
@@ -97,8 +97,10 @@ def build_prefill(
 
     Raises:
         PrefillError: no chat template, one without a place for videos, a special token inside the
-            question, or videos from encoders of different width.
+            question, videos from encoders of different width, or of another family than the
+            tokenizer's.
     """
+    _check_placeholders(videos, tokenizer)
     parts = split_prompt(tokenizer, question, num_videos=len(videos), system=system)
     _check_same_encoder(videos)
     ids: list[Tensor] = []
@@ -112,7 +114,6 @@ def build_prefill(
     prefix_length = sum(len(chunk) for chunk in ids) + 1
     _append_text(ids, positions, parts[-1], position)
     input_ids = torch.cat(ids)
-    _check_placeholders(input_ids, videos, tokenizer)
     position_ids_3L = torch.cat(positions, dim=1)
     position_ids_4L = torch.cat([torch.arange(len(input_ids))[None], position_ids_3L])
     device = videos[0].features.device
@@ -199,16 +200,18 @@ def _check_same_encoder(videos: Sequence["CachedVideo"]) -> None:
 
 
 def _check_placeholders(
-    input_ids: Tensor, videos: Sequence["CachedVideo"], tokenizer: PreTrainedTokenizerBase
+    videos: Sequence["CachedVideo"], tokenizer: PreTrainedTokenizerBase
 ) -> None:
     pad: Any = tokenizer.convert_tokens_to_ids(VIDEO_PAD)
-    found = int(torch.count_nonzero(input_ids == pad))
-    expected = sum(video.num_tokens for video in videos)
-    if found != expected:
-        raise PrefillError(
-            f"the prompt has {found} placeholders for {expected} cached tokens: the tokenizer "
-            f"{tokenizer.name_or_path!r} is not that of the model the cache was built with"
-        )
+    for video in videos:
+        found = 0 if pad is None else int(torch.count_nonzero(video.input_ids == pad))
+        if found != video.num_tokens:
+            raise PrefillError(
+                f"video {video.video_id!r} has {found} placeholders {VIDEO_PAD} (id {pad}) for "
+                f"{video.num_tokens} cached tokens: the tokenizer {tokenizer.name_or_path!r} is "
+                "not that of the model the cache was built with, or that model is neither Qwen3-VL "
+                "nor Qwen2-VL and its prompts are not written here"
+            )
 
 
 def _joined(tensors: list[Tensor], dim: int) -> Tensor:

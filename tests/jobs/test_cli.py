@@ -11,7 +11,10 @@ from tests.synthetic import REPOSITORY
 
 DEMO_BUILD = ("build", "{root}/videos", "--out", "{root}/c", "--model", "{root}/model")
 
-VERBS = ("plan", "build", "submit", "status", "query", "show", "ask", "verify", "compact", "demo")
+VERBS = (
+    *("plan", "build", "submit", "import-sttm"),
+    *("status", "query", "show", "ask", "verify", "compact", "demo"),
+)
 
 
 @pytest.fixture(scope="module")
