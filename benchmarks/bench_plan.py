@@ -2,8 +2,8 @@
 
 Run: python benchmarks/bench_plan.py [VIDEOS ...]      20000 and 100000 unless given
 Makes real files (sparse, so that 100,000 names take no room) and a finished cache of them, its
-index in one fragment and in fragments of 250 rows. One run each, names and index warm in the page
-cache. Needs Linux: memory is read from /proc.
+index in fragments of 250 rows, in one, and in buckets. One run each, names and index warm in the
+page cache. Needs Linux: memory is read from /proc.
 """
 
 import datetime as dt
@@ -28,16 +28,17 @@ import pyarrow.parquet as pq
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from jobs.plan import make_plan
+from jobs.plan import DONE_COLUMNS, make_plan
 from pipeline.corpus import find_videos
 from pipeline.storage import open_storage
+from pipeline.store.bucket_index import read_columns
+from pipeline.store.compact import compact_cache
 from pipeline.store.fragment import (
     LARGE_FRAGMENT_ROWS,
     ROW_GROUP_ROWS,
     fragment_file,
     rows_to_table,
 )
-from pipeline.store.index import Index
 from pipeline.store.manifest import create_or_check, read_manifest
 from pipeline.store.shard import shard_file, shard_sizes
 from schemas.config import FusionConfig, SamplingConfig
@@ -108,6 +109,8 @@ def print_planning(folder: Path, count: int) -> None:
     for parts in (tables, [pa.concat_tables(tables)]):
         write_index(folder / "cache", parts)
         print_steps(count, f"in {len(parts)} fragment(s)", corpus, folder / "cache")
+    compact_cache(open_storage(folder / "cache"), bucket_from_rows=1)
+    print_steps(count, "in buckets", corpus, folder / "cache")
 
 
 def print_touched(folder: Path) -> None:
@@ -153,8 +156,8 @@ def measure_steps(corpus: str, root: Path) -> None:
         plan = measured("make_plan", lambda: make_plan(refs, None))
         measured("tasks", plan.tasks)
         return
-    table = measured("Index.read", lambda: Index.read(open_storage(root)).table)
     storage = open_storage(root)
+    table = measured("read_columns", lambda: read_columns(storage, DONE_COLUMNS))
     known = {
         "fingerprint": read_manifest(storage).fingerprint,
         "shard_sizes": shard_sizes(storage),
@@ -225,7 +228,7 @@ def write_index(root: Path, tables: list[pa.Table]) -> None:
         is_large = table.num_rows >= LARGE_FRAGMENT_ROWS
         pq.write_table(
             table,
-            fragment_file(root, digest(f"fragment {number}")),
+            root / fragment_file(digest(f"fragment {number}")),
             compression="zstd",
             row_group_size=ROW_GROUP_ROWS,
             use_dictionary=is_large,

@@ -10,7 +10,7 @@ import torch
 from jobs.committer import Entry
 from jobs.failures import created_now, failed_row
 from jobs.read_ahead import ReadVideo
-from pipeline.assemble import assemble_pending
+from pipeline.assemble import assemble_pending, encode_pending
 from pipeline.encoders import Qwen3VLEncoder, VisualTokens
 from pipeline.encoders.transfer import Handover
 from pipeline.keys import feature_key
@@ -40,6 +40,7 @@ class Assembler:
     Args:
         fusion: how redundant tokens are fused.
         encoder: whose tokens they are.
+        encoding: how feature rows are stored.
         fingerprint: of the cache's manifest.
         writer: this process's name, for the index.
         deliver: called with the videos and entries of each pack, or with the error that makes
@@ -51,6 +52,7 @@ class Assembler:
         fusion: FusionConfig,
         encoder: Qwen3VLEncoder,
         *,
+        encoding: str,
         fingerprint: str,
         writer: str,
         deliver: Callable[[Sequence[Entry] | Exception], None],
@@ -58,6 +60,7 @@ class Assembler:
         self._fusion = fusion
         self._encoder = encoder
         self._handover = Handover(encoder.device)
+        self._encoding = encoding
         self._fingerprint = fingerprint
         self._writer = writer
         self._deliver = deliver
@@ -95,7 +98,7 @@ class Assembler:
             return self._failed(video, video.error or RuntimeError("no tokens were made"))
         ref = video.ref
         try:
-            return assemble_pending(
+            pending = assemble_pending(
                 tokens,
                 video.sampled,
                 key=feature_key(video.content_sha256, self._fingerprint, video.sampled),
@@ -117,6 +120,7 @@ class Assembler:
                     "extra": ref.extra,
                 },
             )
+            return encode_pending(pending, self._encoding)
         except torch.AcceleratorError as error:
             raise ModelError(f"the accelerator failed and takes no more work: {error}") from error
         except Exception as error:  # whatever is wrong with one video becomes its failed row

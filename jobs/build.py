@@ -10,12 +10,12 @@ from typing import Protocol
 
 from jobs.events import Committed, Event
 from jobs.failures import FailureBudget
-from jobs.plan import BuildPlan, Task, make_plan
+from jobs.plan import DONE_COLUMNS, BuildPlan, Task, make_plan
 from jobs.progress import Progress, Tally, say_line
 from pipeline.corpus import find_videos
 from pipeline.fusion import check_settings
 from pipeline.storage import Location, open_storage
-from pipeline.store.index import Index
+from pipeline.store.bucket_index import read_columns
 from pipeline.store.manifest import create_or_check, find_manifest
 from pipeline.store.shard import shard_sizes
 from schemas.config import BuildConfig
@@ -94,7 +94,7 @@ def plan_build(
     manifest.require_same(asked, where=storage.location)
     return make_plan(
         videos,
-        Index.read(storage).table,
+        read_columns(storage, DONE_COLUMNS),
         fingerprint=manifest.fingerprint,
         shard_sizes=shard_sizes(storage),
         retry_failed=retry_failed,

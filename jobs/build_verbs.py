@@ -26,7 +26,9 @@ def plan(
     as_json: bool,
     **flags: Any,
 ) -> None:
-    """Show what a build would do; opens no video whose size and time are known.
+    """Show what a build would do.
+
+    No video is opened whose size and time are known.
 
     \b
     Example:
@@ -66,7 +68,7 @@ def build(
     as_json: bool,
     **flags: Any,
 ) -> None:
-    """Cache every video of the corpus that is not cached yet.
+    """Cache the videos that are not cached yet.
 
     CORPUS is any number of folders, files, globs and manifests (.csv, .jsonl, .parquet with
     video_id and uri). The same command resumes a build that was stopped.
@@ -116,7 +118,9 @@ def submit(
     as_json: bool,
     **flags: Any,
 ) -> None:
-    """Run a build as a job on a running Ray cluster, and follow it to its exit code.
+    """Run a build as a job of a Ray cluster.
+
+    The job is followed to its exit code.
 
     CLUSTER_ADDRESS is its dashboard, such as http://head:8265, or auto. The source travels with
     the job: the cluster needs the dependencies only. CORPUS, --out and a --model directory are
@@ -172,7 +176,9 @@ for option in submit.params:
     "--out", "root", type=click.Path(path_type=Path), default=Path("demo"), show_default=True
 )
 def demo(root: Path) -> None:
-    """Render videos, build a cache with a tiny model, query it and ask it, in a minute.
+    """See all of it work, in a minute.
+
+    Renders videos, builds a cache with a tiny model, queries it and asks it.
 
     \b
     Example:

@@ -1,6 +1,7 @@
 """The verbs that look at caches; heavy imports live inside them."""
 
 import json
+import shlex
 import sys
 
 import click
@@ -20,7 +21,9 @@ QUERY_COLUMNS = (
 @click.option("--failed", is_flag=True, help="List what failed and why.")
 @format_option("table")
 def status(cache: str, failed: bool, style: str) -> None:
-    """Count what is cached and what failed; works while a build runs.
+    """Count what is cached and what failed.
+
+    Works while a build runs.
 
     \b
     Example:
@@ -37,7 +40,9 @@ def status(cache: str, failed: bool, style: str) -> None:
 @click.argument("sql")
 @format_option("table")
 def query(cache: str, sql: str, style: str) -> None:
-    """Ask the index in SQL: a condition, or a whole SELECT over the view "index".
+    """Ask the index in SQL.
+
+    SQL is a condition, or a whole SELECT over the view "index".
 
     \b
     Example:
@@ -55,7 +60,7 @@ def query(cache: str, sql: str, style: str) -> None:
 @click.argument("video_id")
 @click.option("--map", "with_map", is_flag=True, help="Draw which tokens of each frame are kept.")
 def show(cache: str, video_id: str, with_map: bool) -> None:
-    """Show one video: its index row and how many tokens each frame keeps.
+    """Show one video and what its frames keep.
 
     \b
     Example:
@@ -89,7 +94,9 @@ def ask(
     system: str | None,
     as_json: bool,
 ) -> None:
-    """Answer questions about one cached video; the video is neither decoded nor encoded.
+    """Answer questions about one cached video.
+
+    The video is neither decoded nor encoded.
 
     \b
     Example:
@@ -114,22 +121,45 @@ def ask(
 
 @click.command()
 @click.argument("cache", type=CacheLocation())
+@click.option(
+    "--discard",
+    is_flag=True,
+    help="Take what is damaged out of service: the next build encodes just that again.",
+)
 @format_option("table")
-def verify(cache: str, style: str) -> None:
-    """Read every byte of a cache and check it; lists what is damaged.
+def verify(cache: str, discard: bool, style: str) -> None:
+    """Check every byte; list what is damaged.
+
+    Exits with 3 when damage is found and stays in service.
 
     \b
     Example:
       tokenreel verify cache/
+      tokenreel verify cache/ --discard
     """
-    from pipeline.report.status import verify_rows
+    from pipeline.report.status import again_lines, verify_rows
+    from pipeline.storage import open_storage
+    from pipeline.store.discard import discard_damage
+    from pipeline.store.verify import verify_cache
 
-    rows = list(verify_rows(cache))
-    if rows:
-        click.echo(render_rows(rows, style))
-    damaged = sum(row["is_damage"] for row in rows)
-    click.echo(f"{damaged} damaged, {len(rows) - damaged} stray files", err=True)
-    sys.exit(3 if damaged else 0)
+    storage = open_storage(cache)
+    findings = list(verify_cache(storage))
+    if findings:
+        click.echo(render_rows(list(verify_rows(findings)), style))
+    damaged = [finding for finding in findings if finding.is_damage]
+    click.echo(f"{len(damaged)} damaged, {len(findings) - len(damaged)} stray files", err=True)
+    if not damaged:
+        return
+    if discard:
+        discarded = discard_damage(storage, damaged)
+        for line in discarded.lines():
+            click.echo(line, err=True)
+        click.echo(f"next: tokenreel build CORPUS --out {shlex.quote(cache)}", err=True)
+        sys.exit(3 if discarded.by_hand else 0)
+    for line in again_lines(damaged):
+        click.echo(line, err=True)
+    click.echo(f"next: tokenreel verify {shlex.quote(cache)} --discard", err=True)
+    sys.exit(3)
 
 
 @click.command()
@@ -144,7 +174,9 @@ def verify(cache: str, style: str) -> None:
 @click.option("--dry-run", is_flag=True, help="Show what would be done; change nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
 def compact(cache: str, grace_seconds: float, dry_run: bool, as_json: bool) -> None:
-    """Merge the index into few files and remove what no row refers to.
+    """Merge the index and sweep debris.
+
+    Many fragments become few; shards and temporary files that no row refers to are removed.
 
     Builds and readers may go on meanwhile; no answer changes.
 

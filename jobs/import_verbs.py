@@ -75,7 +75,7 @@ def import_sttm(
     retry_failed: bool,
     as_json: bool,
 ) -> None:
-    """Cache the visual tokens that STTM's feature extraction saved.
+    """Cache features that STTM extracted.
 
     DIR holds features/<video id>.pt and metadata/<video id>.pkl. Nothing is decoded or encoded, and
     no code in the files is run. The same command resumes an import that was stopped.

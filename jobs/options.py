@@ -10,6 +10,7 @@ from jobs.render import FORMATS
 from pipeline.fusion.methods import METHODS
 from schemas.config import DECODERS, DTYPES, FUSION_METHODS, RUNNERS, BuildConfig
 from schemas.config_file import read_config
+from schemas.tokens import ENCODINGS
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -96,6 +97,12 @@ def build_options(command: Command) -> Command:
         click.option(
             "--dtype", type=click.Choice(DTYPES), help="Type the encoder runs in.  [default: auto]"
         ),
+        click.option(
+            "--encoding",
+            type=click.Choice(ENCODINGS),
+            help="How features are stored: as they are; compressed, exact; one byte per value, "
+            "rounded.  [default: none]",
+        ),
         click.option("--limit", type=click.IntRange(min=1), help="Process at most N videos."),
         click.option("--retry-failed", is_flag=True, help="Try videos again that failed before."),
         click.option(
@@ -129,6 +136,7 @@ def resolve_config(config_file: Path | None, flags: dict[str, Any]) -> BuildConf
         },
         "sampling": {"fps": "fps", "max_frames": "max_frames"},
         "decode": {"decoder": "decoder"},
+        "store": {"encoding": "encoding"},
         "run": {
             "runner": "runner",
             "address": "address",

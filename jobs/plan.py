@@ -96,7 +96,8 @@ def make_plan(
 
     A video is done when its row has the same path, size and modification time; when only path or
     time differ, its content is read and decides. Videos that failed are left out unless
-    ``retry_failed``, or unless the file has changed since.
+    ``retry_failed``, or unless the file has changed since. Those whose tensors turned out damaged
+    are made again.
 
     Args:
         videos: the corpus.
@@ -114,6 +115,7 @@ def make_plan(
     is_known = (place >= 0) & _holds(pc.equal(index["fingerprint"], fingerprint))[place]
     is_ok = _holds(pc.equal(index["status"], "ok"))[place]
     is_settled = is_known & np.where(is_ok, _is_stored(index, shard_sizes)[place], not retry_failed)
+    is_settled &= ~_holds(pc.equal(index["status"], "damaged"))[place]
     is_left_out = is_settled.copy()
     is_left_out[is_settled] = _are_unchanged(
         _chosen(videos, is_settled),

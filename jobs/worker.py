@@ -30,7 +30,7 @@ from pipeline.storage import Location, open_storage
 from pipeline.store.manifest import read_manifest
 from schemas.config import BuildConfig
 from schemas.errors import CacheMismatchError, ModelError
-from schemas.manifest import DecoderIdentity, Manifest
+from schemas.manifest import DecoderIdentity, Manifest, StoreIdentity
 from schemas.video import VideoProbe
 
 
@@ -60,6 +60,7 @@ class Worker:
         self._assembler = Assembler(
             config.fusion,
             self._encoder,
+            encoding=config.store.encoding,
             fingerprint=self.manifest.fingerprint,
             writer=self._name,
             deliver=self._take_entries,
@@ -75,6 +76,7 @@ class Worker:
                 self._config.decode.decoder, decoder_versions(self._config.decode.decoder)
             ),
             fusion=self._config.fusion,
+            store=StoreIdentity(self._config.store.encoding),
             about={
                 "model": self._config.encoder.model,
                 "revision": encoder.revision,

@@ -1,5 +1,6 @@
 """One encoded video to the record that is committed: fuse, realign, pack."""
 
+import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from pipeline.positions import (
     timestamp_text,
 )
 from pipeline.store.commit import PendingVideo
-from pipeline.store.record import pack_record
+from pipeline.store.record import encode_record, pack_record
 from schemas.config import FusionConfig
 from schemas.grid import PatchGeometry, TokenGrid
 from schemas.video import SampledFrames
@@ -114,6 +115,21 @@ def assemble_pending(
         },
         record,
     )
+
+
+def encode_pending(pending: PendingVideo, encoding: str) -> PendingVideo:
+    """The same video with its feature rows stored in another way.
+
+    Args:
+        pending: as ``assemble_pending`` gives it.
+        encoding: one of ``ENCODINGS``.
+
+    Raises:
+        ConfigError: no such encoding.
+    """
+    num_layers = 1 + pending.fields["num_deepstack"]
+    record = encode_record(pending.record, encoding, num_layers=num_layers)
+    return dataclasses.replace(pending, record=record)
 
 
 def _token_fields(tokens: VisualTokens, plan: "FusionPlan") -> dict[str, Any]:

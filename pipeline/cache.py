@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline.storage import Location, Storage, open_storage
+from pipeline.store.ahead import map_ahead
+from pipeline.store.bucket_index import BucketIndex, open_index
+from pipeline.store.features import read_features
 from pipeline.store.index import Index
 from pipeline.store.manifest import read_manifest
-from pipeline.store.memory import RowMemory, byte_view, rows_of, torch_dtype
-from pipeline.store.query import query_table
-from pipeline.store.reader import open_video
+from pipeline.store.memory import RowMemory
+from pipeline.store.reader import open_video, prefetch_video
+from pipeline.store.recent import RecentRows
 from pipeline.store.selection import count_rows, count_rows_below
 from pipeline.store.video import CachedVideo, assemble_video
-from schemas.errors import IndexCorruptError, VideoNotCachedError
+from schemas.errors import VideoNotCachedError
 from schemas.index import IndexRow
 from schemas.manifest import Manifest
 
@@ -41,7 +44,8 @@ def open_cache(location: Location) -> TokenCache:
     """
     storage = open_storage(location)
     manifest = read_manifest(storage)
-    return TokenCache(storage, manifest, manifest.fingerprint, Index.read(storage), RowMemory())
+    index = open_index(storage)
+    return TokenCache(storage, manifest, manifest.fingerprint, index, RecentRows(), RowMemory())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,35 +55,31 @@ class TokenCache:
     storage: Storage
     manifest: Manifest
     fingerprint: str
-    _index: Index
+    _index: Index | BucketIndex
+    _recent: RecentRows
     _memory: RowMemory
 
     def __repr__(self) -> str:
-        counts = f"videos={len(self)}, failed={len(self.failed())}"
-        return f"TokenCache({self.storage.location!r}, {counts})"
+        return f"TokenCache({self.storage.location!r}, {self._index.summary})"
 
     def __len__(self) -> int:
-        return int(pc.sum(self._is_ok()).as_py() or 0)
+        return self._index.counts()[0]
 
     def __contains__(self, video_id: object) -> bool:
-        if not isinstance(video_id, str):
-            return False
-        position = self._index.position(video_id)
-        return position is not None and self.index["status"][position].as_py() == "ok"
+        return isinstance(video_id, str) and self._index.status(video_id) == "ok"
 
     def ids(self) -> Iterator[str]:
-        """Ids of the loadable videos, sorted."""
-        for chunk in self.index["video_id"].filter(self._is_ok()).chunks:
-            yield from chunk.to_pylist()
+        """Ids of the loadable videos: sorted, or in a large index by bucket and sorted within."""
+        return self._index.ids()
 
     @property
     def index(self) -> pa.Table:
-        """One row per video, ordered by ``video_id``, failures included."""
+        """One row per video, ordered by ``video_id``, failures included; all of it in memory."""
         return self._index.table
 
     def failed(self) -> pa.Table:
         """The rows of videos that have no tokens: ``error_kind`` and ``error_message`` say why."""
-        return self.index.filter(pc.invert(self._is_ok()))
+        return self._index.failed()
 
     def row(self, video_id: str) -> IndexRow:
         """All that is known about one video, failed or not.
@@ -88,7 +88,7 @@ class TokenCache:
             VideoNotCachedError: no such video; near ids are suggested.
             CacheCorruptError: the row contradicts itself.
         """
-        return self._index.row(video_id)
+        return self._recent.get(video_id, self._index.row)
 
     def query(self, sql: str, *, columns: str = "*") -> pa.Table:
         """Ask the index in SQL.
@@ -102,7 +102,7 @@ class TokenCache:
         Raises:
             QueryError: what DuckDB objects to, in one line.
         """
-        return query_table(self.index, sql, columns=columns)
+        return self._index.query(sql, columns=columns)
 
     def load(
         self,
@@ -122,7 +122,7 @@ class TokenCache:
             budget: most tokens to load: an int, or a float in (0, 1], a fraction of the video's
                 tokens before fusion.
             threshold: keep what TTF keeps at this threshold, at most the one of the build.
-            device: where the tensors go.
+            device: where the tensors go; rows of encoding "fp8" go to a CUDA device as codes.
             out: a contiguous CPU tensor of at least N rows that receives the features, to be
                 used for one video after another; ``features`` is then a view of it.
 
@@ -141,27 +141,81 @@ class TokenCache:
             if threshold is not None:
                 num_rows = count_rows_below(reader.head, row, fusion, threshold)
             reader.expect_rows(num_rows)
-            dtype = torch_dtype(str(row.dtype))
-            width = reader.row_bytes // dtype.itemsize
-            if out is None:
-                features = self._memory.empty_rows(num_rows, width, dtype)
-            else:
-                features = rows_of(out, num_rows, width, dtype)
-            order = reader.read_rows(num_rows, byte_view(features))
+            features, order = read_features(
+                reader, num_rows, memory=self._memory, out=out, device=device
+            )
         video = assemble_video(row, reader.head, features, order, bytes_read=reader.bytes_read)
-        return video if str(device) == "cpu" else video.to(device)
+        if str(device) == "cpu":
+            return video
+        return video.to(device, non_blocking=out is None and features.is_pinned())
+
+    def stream(
+        self,
+        video_ids: Iterable[str] | None = None,
+        *,
+        budget: float | int | None = None,
+        threshold: float | None = None,
+        device: str | torch.device = "cpu",
+        ahead: int | None = None,
+    ) -> Iterator[CachedVideo]:
+        """Load one video after the other, reading ahead of whoever uses them.
+
+        Args:
+            video_ids: in the order wanted; None is all of ``ids()``.
+            budget: as for ``load``.
+            threshold: as for ``load``.
+            device: as for ``load``.
+            ahead: videos that are read, or wait in memory, beside the one in use; by default as
+                many as are well read at once, 4 from a disk and 16 from an object store.
+
+        Raises:
+            TokenreelError: as ``load``, at the turn of the video in question.
+        """
+        threads = self.storage.reads_at_once
+        load = partial(self.load, budget=budget, threshold=threshold, device=device)
+        wanted = self.ids() if video_ids is None else video_ids
+        yield from map_ahead(
+            load, wanted, threads=threads, ahead=threads if ahead is None else ahead
+        )
+
+    def load_many(
+        self,
+        video_ids: Iterable[str],
+        *,
+        budget: float | int | None = None,
+        threshold: float | None = None,
+        device: str | torch.device = "cpu",
+    ) -> list[CachedVideo]:
+        """Load several videos, their reads overlapping; in the order of ``video_ids``.
+
+        Raises:
+            TokenreelError: as ``load``, of the first video that fails.
+        """
+        return list(self.stream(video_ids, budget=budget, threshold=threshold, device=device))
+
+    def prefetch(self, video_ids: Iterable[str], *, budget: float | int | None = None) -> None:
+        """Begin to read videos that will be loaded soon with this budget; returns at once.
+
+        Files are read into the kernel's cache; from an object store up to 1 GiB is held until it
+        is loaded, and what does not fit is fetched when it is.
+
+        Raises:
+            VideoNotCachedError: as ``load``.
+            BudgetError: as ``load``.
+        """
+        for video_id in video_ids:
+            row = self._loadable(video_id)
+            num_rows = count_rows(row, self.manifest.fusion, budget=budget, threshold=None)
+            prefetch_video(self.storage, row, fingerprint=self.fingerprint, num_rows=num_rows)
 
     def _loadable(self, video_id: str) -> IndexRow:
-        row = self._index.row(video_id)
+        row = self.row(video_id)
         if row.status != "ok":
+            advice = "Mend the file and run the build with --retry-failed."
+            if row.status == "damaged":
+                advice = "Run the build again: it encodes what is damaged anew."
             raise VideoNotCachedError(
                 f"video {video_id!r} is in the index as {row.status} "
-                f"({row.error_kind}: {row.error_message}). "
-                "Mend the file and run the build with --retry-failed."
+                f"({row.error_kind}: {row.error_message}). {advice}"
             )
-        if row.next_position is None:
-            raise IndexCorruptError(f"video {video_id!r}: committed row lacks next_position")
         return row
-
-    def _is_ok(self) -> pa.ChunkedArray:
-        return pc.equal(self.index["status"], "ok")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from schemas.errors import ConfigError
+from schemas.tokens import ENCODINGS
 
 FUSION_METHODS = ("ttf", "none", "uniform", "random")
 FUSION_ORDERS = ("chronological", "anchor_first")
@@ -167,14 +168,18 @@ class StoreConfig:
     """How the cache is written.
 
     What is encoded is committed once it holds ``shard_bytes``, at the latest ``commit_seconds``
-    after its first video was done, and when nothing else is left to do.
+    after its first video was done, and when nothing else is left to do. ``encoding`` is how
+    feature rows are stored: "none" as they are, "zstd" compressed and exact, "fp8" rounded to one
+    byte per value.
     """
 
     shard_bytes: int = 256 * 2**20
     commit_seconds: float = 120.0
+    encoding: str = "none"
 
     def __post_init__(self) -> None:
         _make_floats(self, "commit_seconds")
+        check_encoding(self.encoding)
         _require(self.shard_bytes >= 1, "store.shard_bytes", self.shard_bytes, "at least 1")
         seconds = self.commit_seconds
         _require(0 < seconds <= 1e7, "store.commit_seconds", seconds, "a number in (0, 1e7]")
@@ -230,6 +235,11 @@ class RunConfig:
             )
         elif self.max_failures is not None:
             _require(self.max_failures >= 0, "run.max_failures", self.max_failures, "at least 0")
+
+
+def check_encoding(encoding: str) -> None:
+    """Raise ConfigError unless ``encoding`` is one of ``ENCODINGS``."""
+    _require(encoding in ENCODINGS, "store.encoding", encoding, f"one of {ENCODINGS}")
 
 
 def check_budget(budget: float | int, where: str = "budget") -> None:

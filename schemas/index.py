@@ -8,14 +8,15 @@ from typing import Any, Self
 
 import pyarrow as pa
 
-from schemas.errors import IndexCorruptError, ShapeError, ShardNameError
+from schemas.errors import DtypeError, IndexCorruptError, ShapeError, ShardNameError
 from schemas.grid import TokenGrid
-from schemas.tokens import RecordLayout, TensorSpec
+from schemas.tokens import FEATURE_DTYPES, RecordLayout, TensorSpec
 from schemas.video import Scalar
 
 FORMAT_VERSION = 1
 
-STATUSES = ("ok", "failed", "quarantined")
+STATUSES = ("ok", "failed", "quarantined", "damaged")
+"""Only "ok" rows have tensors; "damaged" says that the tensors of older rows are no more."""
 
 DIGEST_NAME = re.compile(r"[0-9a-f]{64}")
 """Names of shards and fragments are sha256 digests in hex; nothing else is ever opened."""
@@ -60,6 +61,7 @@ _COLUMNS: dict[str, pa.DataType] = {
     "hidden_size": pa.int32(),
     "num_deepstack": pa.int32(),
     "dtype": pa.string(),
+    "encoding": pa.string(),
     "next_position": pa.int64(),
     "decode_seconds": pa.float64(),
     "encode_seconds": pa.float64(),
@@ -148,7 +150,10 @@ class IndexRow:
             return
         missing = [
             name
-            for name in ("key", "shard", "offset", "num_bytes", "head_digest", "layout")
+            for name in (
+                *("key", "shard", "offset", "num_bytes", "head_digest", "layout"),
+                "next_position",
+            )
             if getattr(self, name) is None
         ]
         if missing:
@@ -161,25 +166,53 @@ class IndexRow:
 
     def _check_layout(self) -> None:
         assert self.layout is not None
-        rows, width = self.layout["features"].shape
+        rows, length = self.layout.num_rows, self.layout.num_bytes
         sides = (self.grid_frames, self.grid_height, self.grid_width)
-        expected = (self.hidden_size or 0) * (1 + (self.num_deepstack or 0))
-        length = self.layout.num_bytes
         if self.num_bytes != length or rows != self.tokens_after:
             raise ShapeError(
                 f"video {self.video_id!r}: the layout holds {rows} rows in {length} bytes, "
                 f"the row says {self.tokens_after} in {self.num_bytes}"
             )
-        if None in sides or width != expected or self.dtype != self.layout["features"].dtype:
-            raise ShapeError(
-                f"video {self.video_id!r}: feature rows of {width} {self.layout['features'].dtype} "
-                f"on grid {sides}, expected {expected} {self.dtype}"
-            )
+        if None in sides:
+            raise ShapeError(f"video {self.video_id!r}: the grid has sides {sides}")
+        self._check_rows(self.layout)
         if self.layout["match"].shape != (self.grid.num_tokens,):
             raise ShapeError(
                 f"video {self.video_id!r}: match has shape {self.layout['match'].shape}, "
                 f"the grid {self.grid} holds {self.grid.num_tokens} tokens"
             )
+
+    def _check_rows(self, layout: RecordLayout) -> None:
+        if self.dtype not in FEATURE_DTYPES:
+            raise DtypeError(
+                f"video {self.video_id!r}: features of type {self.dtype!r}, expected one of "
+                f"{FEATURE_DTYPES}"
+            )
+        widths = {
+            "none": {"features": (self.row_width, self.dtype)},
+            "zstd": {},  # its frames say nothing of the width; readers compare their sizes with it
+            "fp8": {
+                "features": (self.row_width, "F8_E4M3"),
+                "scale": (1 + (self.num_deepstack or 0), "F32"),
+            },
+        }
+        for name, (width, dtype) in widths[layout.encoding].items():
+            spec = layout[name]
+            if width < 1 or (spec.shape[1], spec.dtype) != (width, dtype):
+                raise ShapeError(
+                    f"video {self.video_id!r}: {name} has rows of {spec.shape[1]} {spec.dtype}, "
+                    f"expected {width} {dtype}"
+                )
+
+    @property
+    def encoding(self) -> str | None:
+        """How the feature rows of a committed video are stored, as its layout tells."""
+        return self.layout.encoding if self.layout is not None else None
+
+    @property
+    def row_width(self) -> int:
+        """``(1+S)*D``, the values of one feature row."""
+        return (self.hidden_size or 0) * (1 + (self.num_deepstack or 0))
 
     @property
     def grid(self) -> TokenGrid:
@@ -202,6 +235,7 @@ class IndexRow:
         """
         try:
             values = {name: record[name] for name in _COLUMNS}
+            encoding = values.pop("encoding")
             if values["layout"] is not None:
                 values["layout"] = RecordLayout(
                     tuple(
@@ -210,6 +244,12 @@ class IndexRow:
                     )
                 )
             extra = {name: value for name, value in record.items() if name not in _COLUMNS}
-            return cls(**values, extra=extra)
+            row = cls(**values, extra=extra)
         except (KeyError, TypeError) as error:
             raise IndexCorruptError(f"an index row cannot be read: {error!r}") from error
+        if encoding != row.encoding:
+            raise IndexCorruptError(
+                f"video {row.video_id!r}: the row says encoding {encoding!r}, its layout is of "
+                f"{row.encoding!r}"
+            )
+        return row

@@ -3,11 +3,12 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Self, get_args, get_origin, get_type_hints
 
-from schemas.config import FusionConfig, SamplingConfig
+from schemas.config import FusionConfig, SamplingConfig, check_encoding
 from schemas.errors import CacheMismatchError, FormatVersionError, IndexCorruptError
 from schemas.grid import PatchGeometry
 from schemas.index import FORMAT_VERSION
@@ -52,6 +53,16 @@ class DecoderIdentity:
 
 
 @dataclass(frozen=True, slots=True)
+class StoreIdentity:
+    """How feature rows are stored, one of ``ENCODINGS``: "fp8" gives other features."""
+
+    encoding: str = "none"
+
+    def __post_init__(self) -> None:
+        check_encoding(self.encoding)
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """``manifest.json``. ``about`` is information for people and never compared."""
 
@@ -60,6 +71,7 @@ class Manifest:
     preprocess: ResolvedPreprocess
     decode: DecoderIdentity
     fusion: FusionConfig
+    store: StoreIdentity = StoreIdentity()
     format_version: int = FORMAT_VERSION
     about: Mapping[str, str] = field(default_factory=dict)
 
@@ -90,7 +102,7 @@ class Manifest:
         try:
             body = json.loads(text)
             version = body["format_version"]
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise IndexCorruptError(f"{source} is not a tokenreel manifest: {error!r}") from error
         if version != FORMAT_VERSION:
             raise FormatVersionError(
@@ -107,9 +119,12 @@ class Manifest:
                 preprocess=ResolvedPreprocess(**preprocess),
                 decode=DecoderIdentity(**body["decode"]),
                 fusion=FusionConfig(**body["fusion"]),
+                store=StoreIdentity(**body["store"]),
                 about=body["about"],
             )
             recorded = body["fingerprint"]
+            _require_types(manifest, "manifest")
+            _require_known(body, {*manifest.identity(), "about", "fingerprint"})
         except (TypeError, KeyError, ValueError) as error:
             raise IndexCorruptError(f"{source} cannot be read: {error!r}") from error
         if manifest.fingerprint != recorded:
@@ -131,6 +146,38 @@ class Manifest:
                 f"{where} was built with another configuration ({lines}). "
                 "Build into another folder, or change the settings back."
             )
+
+
+def _require_known(body: Mapping[str, Any], names: Collection[str]) -> None:
+    unknown = sorted(set(body) - set(names))
+    if unknown:
+        raise TypeError(f"fields {unknown} are unknown")
+
+
+def _require_types(record: Any, where: str) -> None:
+    """Raise TypeError unless each field of a dataclass, at any depth, is of its declared type."""
+    for name, declared in get_type_hints(type(record)).items():
+        value = getattr(record, name)
+        if dataclasses.is_dataclass(declared):
+            _require_types(value, f"{where}.{name}")
+        elif not _is_of(value, declared):
+            raise TypeError(f"{where}.{name} is {value!r}, expected {declared}")
+
+
+def _is_of(value: Any, declared: Any) -> bool:
+    """Whether a JSON value is of a declared type; numbers are finite and fit 64 bits."""
+    origin, inner = get_origin(declared), get_args(declared)
+    if origin is tuple:
+        return len(value) == len(inner) and all(map(_is_of, value, inner))
+    if origin is Mapping:
+        return isinstance(value, dict) and all(
+            _is_of(text, str) for item in value.items() for text in item
+        )
+    if inner:
+        return any(_is_of(value, each) for each in inner)
+    if type(value) is int and declared in (int, float):
+        return -(2**63) <= value < 2**63
+    return type(value) is declared and (declared is not float or math.isfinite(value))
 
 
 def _differences(

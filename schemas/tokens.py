@@ -1,18 +1,60 @@
-"""How the tensors of one video lie in its byte range."""
+"""How the tensors of one video lie in its byte range.
+
+Sides: N stored rows, L columns of the prompt stretch, G tokens of the grid, C values and S layers
+of a row, F frames of compressed rows, B bytes.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
+from typing import TypeAlias
 
 from schemas.errors import BoundsError, DtypeError, ShapeError
 
-ITEM_BYTES = {"U64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "U8": 1}
+ITEM_BYTES = {
+    "U64": 8,
+    "I64": 8,
+    "F32": 4,
+    "I32": 4,
+    "BF16": 2,
+    "F16": 2,
+    "U8": 1,
+    "F8_E4M3": 1,
+}
 """Tensor types of format 1, by their safetensors names, with bytes per element."""
 
 FEATURE_DTYPES = ("F32", "BF16", "F16")
 
 ALIGNMENT_BYTES = 64
 """Records and feature rows begin at multiples of this."""
+
+ENCODINGS = ("none", "zstd", "fp8")
+"""How feature rows may be stored. "none": as they are; "zstd": compressed, exact; "fp8": rounded
+to one byte per value."""
+
+FRAME_ROWS = 48
+"""Rows that "zstd" compresses together; readers count frames by it."""
+
+_Tensors: TypeAlias = dict[str, tuple[tuple[str, ...], str]]
+
+_HEAD_TENSORS: _Tensors = {
+    "row_digest": (("U64",), "N"),
+    "score": (("F32",), "N"),
+    "grid_index": (("I32",), "N"),
+    "prompt_index": (("I32",), "N"),
+    "input_ids": (("I32",), "L"),
+    "position_ids": (("I32",), "3L"),
+    "match": (("I32",), "G"),
+}
+
+_ROW_TENSORS: dict[str, _Tensors] = {
+    "none": {"features": (FEATURE_DTYPES, "NC")},
+    "zstd": {"frame_end": (("I64",), "F"), "features": (("U8",), "B")},
+    "fp8": {"scale": (("F32",), "NS"), "features": (("F8_E4M3",), "NC")},
+}
+
+_TENSORS = {encoding: {**_HEAD_TENSORS, **tensors} for encoding, tensors in _ROW_TENSORS.items()}
+"""Possible types and the sides of each tensor, by encoding; a letter is one number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,37 +107,42 @@ class RecordLayout:
     def _check_shapes(self) -> None:
         if len({spec.name for spec in self.tensors}) != len(self.tensors):
             raise ShapeError(f"tensor names repeat: {[spec.name for spec in self.tensors]}")
-        expected = {
-            "row_digest": ("U64", 1),
-            "score": ("F32", 1),
-            "grid_index": ("I32", 1),
-            "prompt_index": ("I32", 1),
-            "input_ids": ("I32", 1),
-            "position_ids": ("I32", 2),
-            "match": ("I32", 1),
-            "features": (None, 2),
-        }
-        for name, (dtype, ndim) in expected.items():
+        encoding, num_rows = self.encoding, self.num_rows
+        known = _TENSORS[encoding]
+        strange = {spec.name for spec in self.tensors} - {*known, "pad"}
+        if strange:
+            raise ShapeError(f"tensors {sorted(strange)} have no place in encoding {encoding!r}")
+        sizes = {"3": 3, "N": num_rows, "F": -(-num_rows // FRAME_ROWS)}
+        for name, (dtypes, sides) in known.items():
             spec = self[name]
-            if spec.dtype != dtype and (dtype or spec.dtype not in FEATURE_DTYPES):
+            if spec.dtype not in dtypes:
                 raise DtypeError(
-                    f"tensor {name!r} has type {spec.dtype!r}, expected {dtype or FEATURE_DTYPES}"
+                    f"tensor {name!r} has type {spec.dtype!r}, expected {' or '.join(dtypes)}"
                 )
-            if len(spec.shape) != ndim:
-                raise ShapeError(f"tensor {name!r} has shape {spec.shape}, expected {ndim} sides")
-        rows = self["features"].shape[0]
-        for name in ("row_digest", "score", "grid_index", "prompt_index"):
-            if self[name].shape != (rows,):
+            if len(spec.shape) != len(sides):
                 raise ShapeError(
-                    f"tensor {name!r} has shape {self[name].shape}, expected ({rows},)"
+                    f"tensor {name!r} has shape {spec.shape}, expected {len(sides)} sides"
                 )
-        length = self["input_ids"].shape[0]
-        if self["position_ids"].shape != (3, length):
-            raise ShapeError(
-                f"position_ids has shape {self['position_ids'].shape}, expected (3, {length})"
-            )
+            expected = tuple(map(sizes.setdefault, sides, spec.shape))
+            if spec.shape != expected:
+                raise ShapeError(f"tensor {name!r} has shape {spec.shape}, expected {expected}")
         if self.tensors[-1].name != "features":
             raise ShapeError(f"features must come last, found {self.tensors[-1].name!r}")
+
+    @property
+    def encoding(self) -> str:
+        """How the rows are stored, one of ``ENCODINGS``: "zstd" and "fp8" have a tensor more."""
+        if "frame_end" in self:
+            return "zstd"
+        return "fp8" if "scale" in self else "none"
+
+    @property
+    def num_rows(self) -> int:
+        """N, the stored rows."""
+        return self["row_digest"].shape[0]
+
+    def __contains__(self, name: object) -> bool:
+        return any(spec.name == name for spec in self.tensors)
 
     def __getitem__(self, name: str) -> TensorSpec:
         for spec in self.tensors:

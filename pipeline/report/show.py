@@ -42,9 +42,7 @@ FIELDS = (
 BAR = 40
 
 
-def describe_video(
-    location: Location, video_id: str, *, with_map: bool = False
-) -> str:
+def describe_video(location: Location, video_id: str, *, with_map: bool = False) -> str:
     """Lines about one video; a failed one shows why.
 
     Args:

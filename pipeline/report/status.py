@@ -1,11 +1,13 @@
 """Counts over a cache's index, without torch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from pipeline.cache import open_cache
-from pipeline.storage import Location, open_storage
-from pipeline.store.verify import verify_cache
+from pipeline.storage import Location
+from pipeline.store.verify import VerifyFinding
+
+MAX_LISTED = 10
 
 FAILED_SQL = """
     SELECT video_id, status, error_kind, attempts, error_message
@@ -34,13 +36,26 @@ def failed_videos(location: Location) -> list[dict[str, Any]]:
     return rows
 
 
-def verify_rows(location: Location) -> Iterator[dict[str, Any]]:
-    """Findings of ``verify_cache`` as plain rows."""
-    for finding in verify_cache(open_storage(location)):
-        yield {
-            "finding": finding.kind,
-            "video_id": finding.video_id,
-            "path": finding.where,
-            "error": finding.error,
-            "is_damage": finding.is_damage,
-        }
+def verify_rows(findings: Iterable[VerifyFinding]) -> Iterator[dict[str, Any]]:
+    """Findings of ``verify_cache`` as plain rows, one for each video to be encoded again."""
+    for finding in findings:
+        for video_id in finding.videos or (None,):
+            yield {
+                "finding": finding.kind,
+                "video_id": video_id,
+                "path": finding.where,
+                "error": finding.error,
+                "is_damage": finding.is_damage,
+            }
+
+
+def again_lines(findings: Sequence[VerifyFinding]) -> list[str]:
+    """Which videos must be encoded again, for a person."""
+    again = list(dict.fromkeys(video_id for finding in findings for video_id in finding.videos))
+    num_fragments = sum(finding.kind == "damaged_fragment" for finding in findings)
+    lines = [f"encode again: {video_id}" for video_id in again[:MAX_LISTED]]
+    if len(again) > MAX_LISTED:
+        lines.append(f"encode again: {len(again) - MAX_LISTED} more, listed above")
+    if num_fragments:
+        lines.append(f"encode again: what {num_fragments} unreadable index fragments listed")
+    return lines

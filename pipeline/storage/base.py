@@ -72,6 +72,11 @@ class Storage(Protocol):
         """Whether a file can change its name in one step; ``rename`` and ``put_back`` need it."""
         ...
 
+    @property
+    def reads_at_once(self) -> int:
+        """How many reads may well go on at the same time here."""
+        ...
+
     def where(self, name: str = "") -> str:
         """Full path or URL of ``name``, for messages and for other programs."""
         ...
@@ -109,6 +114,10 @@ class Storage(Protocol):
             FileNotFoundError: there is none.
             OSError: it cannot be opened, or is no regular file.
         """
+        ...
+
+    def prefetch(self, name: str, position: int, num_bytes: int) -> None:
+        """Begin to fetch bytes that will be asked for; returns at once, and never raises."""
         ...
 
     def create(self, name: str, chunks: Iterable[bytes | memoryview]) -> bool:

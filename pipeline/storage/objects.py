@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from pipeline.storage.base import TEMPORARY_SUFFIX, StoredFile
+from pipeline.storage.prefetched import PrefetchedRanges
 from schemas.errors import CacheError, ConfigError
 
 if TYPE_CHECKING:
@@ -100,10 +101,12 @@ class ObjectStorage:
     """The prefix ``location`` of a bucket."""
 
     can_rename = False
+    reads_at_once = 16
 
     def __init__(self, location: str) -> None:
         self.location = location.rstrip("/")
         self._client = connect(self.location)
+        self._prefetched = PrefetchedRanges()
 
     def __repr__(self) -> str:
         return f"ObjectStorage({self.location!r})"
@@ -146,7 +149,35 @@ class ObjectStorage:
     @contextmanager
     def open_range(self, name: str) -> Iterator[ObjectRange]:
         """No request yet: the first is for bytes."""
-        yield ObjectRange(self._client, name, self.where(name))
+        yield ObjectRange(self, name)
+
+    def prefetch(self, name: str, position: int, num_bytes: int) -> None:
+        """Fetch a range in the background; the read that announces just this range takes it."""
+        wanted = (name, position, num_bytes)
+        self._prefetched.start(wanted, lambda: self._fetch(*wanted))
+
+    def fetch(self, name: str, position: int, num_bytes: int) -> memoryview:
+        """These bytes, or as many of them as the object has, by one range request.
+
+        Raises:
+            FileNotFoundError: there is no such object.
+            OSError: they cannot be fetched.
+        """
+        waiting = self._prefetched.take((name, position, num_bytes))
+        return waiting if waiting is not None else self._fetch(name, position, num_bytes)
+
+    def _fetch(self, name: str, position: int, num_bytes: int) -> memoryview:
+        import obstore
+        from obstore.exceptions import GenericError
+
+        with errors_as_os_error(self.where(name)):
+            try:
+                found = obstore.get_range(self._client, name, start=position, length=num_bytes)
+            except GenericError:
+                if position < obstore.head(self._client, name)["size"]:
+                    raise
+                return memoryview(b"")  # the object ends before the first byte
+        return memoryview(found).cast("B")
 
     def create(self, name: str, chunks: Iterable[bytes | memoryview]) -> bool:
         """One conditional PUT (``If-None-Match: *``)."""
@@ -225,39 +256,30 @@ def modified_ns(entry: ObjectMeta) -> int:
 
 
 class ObjectRange:
-    """One object, whose announced bytes are fetched by one range request."""
+    """One object, whose announced bytes are fetched by one range request.
 
-    def __init__(self, client: ObjectStore, name: str, where: str) -> None:
-        self._client = client
+    Attributes:
+        end: how long the object is, known once it sent less than was asked.
+    """
+
+    def __init__(self, storage: ObjectStorage, name: str) -> None:
+        self._storage = storage
         self._name = name
-        self._where = where
         self._begin = 0
         self._fetched = memoryview(b"")
         self.end: int | None = None
 
     def announce(self, position: int, num_bytes: int) -> None:
         """Fetch these bytes now, or as many as the object has."""
-        import obstore
-
-        with errors_as_os_error(self._where):
-            try:
-                data = obstore.get_range(self._client, self._name, start=position, length=num_bytes)
-            except FileNotFoundError:
-                raise
-            except Exception:
-                if position < obstore.head(self._client, self._name)["size"]:
-                    raise
-                data = None  # the object ends before the first byte
+        self._fetched = self._storage.fetch(self._name, position, num_bytes)
         self._begin = position
-        self._fetched = memoryview(data).cast("B") if data is not None else memoryview(b"")
         if len(self._fetched) < num_bytes:
             self.end = position + len(self._fetched)
 
     def fill(self, buffers: Sequence[memoryview], position: int) -> int:
         """Copy from what was announced; what was not is fetched."""
-        wanted = sum(map(len, buffers))
         if not self._begin <= position < self._begin + len(self._fetched):
-            self.announce(position, wanted)
+            self.announce(position, sum(map(len, buffers)))
         source = self._fetched[position - self._begin :]
         taken = 0
         for buffer in buffers:

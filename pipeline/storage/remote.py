@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.storage.location import is_remote
+from pipeline.storage.location import Location, is_remote
 from pipeline.storage.objects import connect, errors_as_os_error, modified_ns
 
 if TYPE_CHECKING:
@@ -113,17 +113,17 @@ def read_chunks(url: str) -> Iterator[memoryview]:
             yield memoryview(chunk)
 
 
-def file_digest(location: str) -> str:
+def file_digest(location: Location) -> str:
     """sha256 of the bytes of a file or object, in hex.
 
     Raises:
         OSError: it cannot be read.
     """
-    if not is_remote(location):
+    if not is_remote(os.fspath(location)):
         with Path(location).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     digest = hashlib.sha256()
-    for chunk in read_chunks(location):
+    for chunk in read_chunks(os.fspath(location)):
         digest.update(chunk)
     return digest.hexdigest()
 

@@ -8,29 +8,35 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.storage import Storage
+from pipeline.store.bucket_merge import ROWS_AT_ONCE, carry_out, plan_buckets
 from pipeline.store.fragment import (
     INDEX_FOLDER,
+    FragmentHead,
     fragment_file,
-    fragment_names,
+    named_bucket,
     pack_table,
     parse_fragment,
+    read_head,
 )
-from pipeline.store.index import read_fragments
+from pipeline.store.index import MAX_LISTINGS, read_fragments, scan_names, vanishing
 from pipeline.store.manifest import read_manifest
 from pipeline.store.merge import Fragment, JoinedRows, Places, join_fragments
 from pipeline.store.shard import shard_file
 from pipeline.store.sweep import Sweep
 from schemas.errors import CacheError, IndexCorruptError, TokenreelError
 from schemas.index import DIGEST_NAME
+
+BUCKET_FROM_ROWS = 100_000
+"""From this many rows on the index is kept in buckets; below, opening one file is faster."""
 
 MAX_FRAGMENT_ROWS = 1_000_000
 """Rows of a merged fragment; one of half as many is large enough to be left as it is."""
@@ -84,35 +90,39 @@ def compact_cache(
     grace_seconds: float = GRACE_SECONDS,
     dry_run: bool = False,
     max_fragment_rows: int = MAX_FRAGMENT_ROWS,
+    bucket_from_rows: int = BUCKET_FROM_ROWS,
+    rows_at_once: int = ROWS_AT_ONCE,
     say: Callable[[str], None] = lambda line: None,
 ) -> CompactReport:
     """Merge the index of a cache and sweep what no row refers to.
 
     The table that ``read_index`` gives is the same before, meanwhile and after. Needs memory for
-    about three times the whole index as Arrow tables.
+    about three times the index as Arrow tables; where it is kept in buckets, for the loose rows,
+    ``rows_at_once`` at most, and a bucket.
 
     Args:
         storage: where the cache lies.
         grace_seconds: how old a file that no row refers to must be; 0 only where nobody writes.
         dry_run: change nothing, report what would be done.
         max_fragment_rows: rows of a merged fragment.
+        bucket_from_rows: an index of so many rows is kept in buckets from then on.
+        rows_at_once: how many rows that are in no bucket yet are read at a time.
         say: is told what begins, where that may take long.
 
     Raises:
         CacheNotFoundError: there is no cache.
-        CacheCorruptError: the manifest or a fragment cannot be read; nothing was changed.
+        CacheCorruptError: the manifest or a fragment cannot be read; nothing was changed, or
+            where the index is in buckets, some of them are compact and no row is lost.
         CacheError: a file cannot be written or removed; nothing that a row refers to is lost.
     """
     read_manifest(storage)
     try:
-        say(f"reading {len(fragment_names(storage))} fragments")
-        plan = plan_merge(read_fragments(storage), max_fragment_rows)
-        names = plan.names if dry_run else _carry_out(storage, plan, say)
+        outcome = _merge(storage, max_fragment_rows, bucket_from_rows, rows_at_once, dry_run, say)
         sweep = Sweep(
             storage,
-            used=plan.used,
-            fragments=names,
-            fading=plan.fading,
+            used=outcome.used,
+            fragments=outcome.names,
+            fading=outcome.fading,
             grace_seconds=grace_seconds,
             is_dry_run=dry_run,
         )
@@ -131,17 +141,96 @@ def compact_cache(
             "correct the permissions, then run it again."
         ) from error
     return CompactReport(
-        fragments_before=len(plan.names),
-        fragments_replaced=len(plan.replaced),
-        fragments_after=len(plan.names) - len(plan.replaced) + len(plan.parts),
-        rows=len(plan.rows.winners),
-        rows_dropped=plan.num_dropped,
+        fragments_before=outcome.num_before,
+        fragments_replaced=outcome.num_replaced,
+        fragments_after=outcome.num_after,
+        rows=outcome.num_rows,
+        rows_dropped=outcome.num_dropped,
         shards_swept=sweep.counts["unused"],
         shards_waiting=sweep.counts["waiting"],
         temporary_files_swept=sweep.counts["temporary_files"],
         bytes_freed=sweep.counts["bytes"],
-        foreign_files=sweep.counts["foreign"],
+        foreign_files=sweep.counts["foreign"] - sum(map(_is_bucket, outcome.names)),
         is_dry_run=dry_run,
+    )
+
+
+def _is_bucket(name: str) -> bool:
+    return named_bucket(name) is not None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Outcome:
+    """What merging did, or in a dry run would do; ``names`` are the fragments that are there."""
+
+    names: frozenset[str]
+    num_before: int
+    num_replaced: int
+    num_after: int
+    num_rows: int
+    num_dropped: int
+    used: Collection[str]
+    fading: Collection[str]
+
+
+def _merge(
+    storage: Storage,
+    max_fragment_rows: int,
+    bucket_from_rows: int,
+    rows_at_once: int,
+    dry_run: bool,
+    say: Callable[[str], None],
+) -> _Outcome:
+    """Merge the index, anew when another compaction removes what this one reads."""
+    for _ in range(MAX_LISTINGS):
+        heads, damage = scan_names(storage, partial(read_head, storage))
+        if damage:
+            raise next(iter(damage.values()))
+        say(f"reading {len(heads)} fragments")
+        is_large = sum(head.num_rows for head in heads.values()) >= bucket_from_rows
+        if not is_large and not any(map(_is_bucket, heads)):
+            return _merge_whole(storage, max_fragment_rows, dry_run, say)
+        try:
+            return _merge_buckets(storage, heads, rows_at_once, dry_run, say)
+        except FileNotFoundError:
+            say("another compaction is at work; looking again")
+    raise vanishing(storage)
+
+
+def _merge_whole(
+    storage: Storage, max_fragment_rows: int, dry_run: bool, say: Callable[[str], None]
+) -> _Outcome:
+    plan = plan_merge(read_fragments(storage), max_fragment_rows)
+    return _Outcome(
+        names=plan.names if dry_run else _carry_out(storage, plan, say),
+        num_before=len(plan.names),
+        num_replaced=len(plan.replaced),
+        num_after=len(plan.names) - len(plan.replaced) + len(plan.parts),
+        num_rows=len(plan.rows.winners),
+        num_dropped=plan.num_dropped,
+        used=plan.used,
+        fading=plan.fading,
+    )
+
+
+def _merge_buckets(
+    storage: Storage,
+    heads: Mapping[str, FragmentHead],
+    rows_at_once: int,
+    dry_run: bool,
+    say: Callable[[str], None],
+) -> _Outcome:
+    plan = plan_buckets(storage, heads, rows_at_once)
+    names = frozenset(heads) if dry_run else carry_out(storage, plan, rows_at_once, say)
+    return _Outcome(
+        names=names,
+        num_before=len(heads),
+        num_replaced=len(plan.replaced),
+        num_after=len(heads) - len(plan.replaced) + plan.num_new,
+        num_rows=plan.num_rows,
+        num_dropped=plan.num_dropped,
+        used=plan.used,
+        fading=plan.fading,
     )
 
 

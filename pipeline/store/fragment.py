@@ -1,17 +1,26 @@
 """Index fragments: Parquet files with one row per video of one commit."""
 
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+from xxhash import xxh3_64_intdigest
 
 from pipeline.storage import Storage
 from schemas.errors import CacheError, IndexCorruptError
-from schemas.index import DIGEST_NAME, INDEX_SCHEMA, IndexRow
+from schemas.index import INDEX_SCHEMA, IndexRow
 from schemas.video import Scalar
 
 INDEX_FOLDER = "index"
 FRAGMENT_SUFFIX = ".parquet"
+
+NUM_BUCKETS = 256
+
+_NAME = re.compile(r"(?:([0-9a-f]{2})-)?[0-9a-f]{64}")
 
 ROW_GROUP_ROWS = 65536
 LARGE_FRAGMENT_ROWS = 4096
@@ -44,7 +53,27 @@ def fragment_names(storage: Storage) -> list[str]:
     """The committed fragments, by name; other files in the folder are not ours to read."""
     names = [file.name for file in storage.files(INDEX_FOLDER)]
     stems = [n.removesuffix(FRAGMENT_SUFFIX) for n in names if n.endswith(FRAGMENT_SUFFIX)]
-    return [stem for stem in stems if DIGEST_NAME.fullmatch(stem)]
+    return [stem for stem in stems if _NAME.fullmatch(stem)]
+
+
+def bucket_of(video_id: str) -> int:
+    """The bucket, 0 to 255, of a video: the top byte of the xxh3_64 of its id."""
+    return int(xxh3_64_intdigest(video_id.encode()) >> 56)
+
+
+def buckets_of(ids: pa.ChunkedArray) -> npt.NDArray[np.uint8]:
+    """The bucket of each id, ``(rows,)``.
+
+    Raises:
+        UnicodeDecodeError: an id is not valid UTF-8.
+    """
+    return np.fromiter(map(bucket_of, ids.to_pylist()), np.uint8, len(ids))
+
+
+def named_bucket(name: str) -> int | None:
+    """The bucket whose rows the fragment called ``name`` holds; None when it may hold any."""
+    found = _NAME.fullmatch(name)
+    return int(found[1], 16) if found and found[1] else None
 
 
 def pack_fragment(rows: Sequence[IndexRow]) -> memoryview:
@@ -60,13 +89,14 @@ def pack_table(table: pa.Table) -> memoryview:
     """Rows of the index as the bytes of a Parquet file whose row groups every reader accepts."""
     group_rows = min(ROW_GROUP_ROWS, max(1, table.num_rows))
     data = _packed(table, group_rows)
-    while group_rows > 1 and _largest_group_bytes(data) > MAX_ROW_GROUP_BYTES:
+    while group_rows > 1 and largest_group_bytes(data) > MAX_ROW_GROUP_BYTES:
         group_rows = max(1, group_rows // 4)
         data = _packed(table, group_rows)
     return memoryview(data)
 
 
-def _largest_group_bytes(data: pa.Buffer) -> int:
+def largest_group_bytes(data: pa.Buffer) -> int:
+    """The bytes that the largest row group of a Parquet file unpacks to, as it declares them."""
     return max(_group_bytes(pq.read_metadata(pa.BufferReader(data))), default=0)
 
 
@@ -119,8 +149,34 @@ def _column(values: Sequence[Scalar]) -> pa.Array:
     return pa.array([None if value is None else str(value) for value in values], pa.string())
 
 
-def read_fragment(storage: Storage, name: str) -> pa.Table:
+@dataclass(frozen=True, slots=True)
+class FragmentHead:
+    """What a fragment's footer says: how many rows, and which columns."""
+
+    num_rows: int
+    schema: pa.Schema
+
+
+def read_head(storage: Storage, name: str) -> FragmentHead:
+    """Read the footer of a fragment; raises as ``read_fragment``."""
+    where = storage.where(fragment_file(name))
+    try:
+        with storage.open_input(fragment_file(name)) as file, pq.ParquetFile(file) as parquet:
+            num_rows, schema = parquet.metadata.num_rows, parquet.schema_arrow
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise unreadable(where, error) from error
+    return FragmentHead(num_rows, checked_columns(where, schema.empty_table()).schema)
+
+
+def read_fragment(storage: Storage, name: str, columns: list[str] | None = None) -> pa.Table:
     """Read one fragment: the index columns in their order, further columns after them.
+
+    Args:
+        storage: where the cache lies.
+        name: of the fragment.
+        columns: columns of the index that are read, with ``video_id``; None reads all there are.
 
     Raises:
         FileNotFoundError: it is gone; somebody removed it since it was listed.
@@ -129,14 +185,32 @@ def read_fragment(storage: Storage, name: str) -> pa.Table:
     where = storage.where(fragment_file(name))
     try:
         with storage.open_input(fragment_file(name)) as file:
-            return parse_fragment(file, where)
+            table = parse_fragment(file, where, columns)
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise _unreadable(where, error) from error
+        raise unreadable(where, error) from error
+    _check_bucket(where, name, table)
+    return table
 
 
-def parse_fragment(file: pa.NativeFile, where: str) -> pa.Table:
+def _check_bucket(where: str, name: str, table: pa.Table) -> None:
+    bucket = named_bucket(name)
+    if bucket is None:
+        return
+    try:
+        strangers = np.flatnonzero(buckets_of(table["video_id"]) != bucket)
+    except UnicodeDecodeError as error:
+        raise unreadable(where, error) from error
+    if strangers.size:
+        video_id = table["video_id"][int(strangers[0])].as_py()
+        raise IndexCorruptError(
+            f"index fragment {where}: video {video_id!r} is of bucket {bucket_of(video_id):02x}, "
+            f"the file's name says {bucket:02x}. Move the file away and build again."
+        )
+
+
+def parse_fragment(file: pa.NativeFile, where: str, columns: list[str] | None = None) -> pa.Table:
     """Read the fragment in ``file``; errors call it ``where``.
 
     Raises:
@@ -144,24 +218,35 @@ def parse_fragment(file: pa.NativeFile, where: str) -> pa.Table:
     """
     try:
         with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
-            _check_declared_size(where, parquet.metadata)
+            check_declared_size(where, parquet.metadata)
             num_rows = parquet.metadata.num_rows
-            table = parquet.read(use_threads=num_rows >= LARGE_FRAGMENT_ROWS)
+            schema = parquet.schema_arrow
+            table = parquet.read(columns, use_threads=num_rows >= LARGE_FRAGMENT_ROWS)
         table.validate()
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise _unreadable(where, error) from error
-    return _checked_columns(where, table)
+        raise unreadable(where, error) from error
+    if columns is None:
+        return checked_columns(where, table)
+    _require_columns(where, schema)
+    _require_no_nulls(where, table)
+    return table.select(columns).replace_schema_metadata(None)
 
 
-def _unreadable(where: str, error: Exception) -> IndexCorruptError:
+def unreadable(where: str, error: Exception) -> IndexCorruptError:
+    """The error of a fragment that ``error`` kept from being read."""
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     return IndexCorruptError(
-        f"index fragment {where} cannot be read: {reason}. Move it away and build again; "
-        "the videos it listed are encoded anew."
+        f"index fragment {where} cannot be read: {reason}. Take it out of service with "
+        "`tokenreel verify CACHE --discard`; the next build encodes what it listed anew."
     )
 
 
-def _check_declared_size(where: str, metadata: pq.FileMetaData) -> None:
+def check_declared_size(where: str, metadata: pq.FileMetaData) -> None:
+    """Refuse a file before it is unpacked to more than ``MAX_ROW_GROUP_BYTES`` at once.
+
+    Raises:
+        IndexCorruptError: a row group declares more, or less than nothing.
+    """
     for group, declared in enumerate(_group_bytes(metadata)):
         if not 0 <= declared <= MAX_ROW_GROUP_BYTES:
             raise IndexCorruptError(
@@ -170,27 +255,37 @@ def _check_declared_size(where: str, metadata: pq.FileMetaData) -> None:
             )
 
 
-def _checked_columns(where: str, table: pa.Table) -> pa.Table:
+def checked_columns(where: str, table: pa.Table) -> pa.Table:
+    """``table`` with the index columns first, without metadata; errors call it ``where``.
+
+    Raises:
+        IndexCorruptError: a column is missing, of another type, given twice, or holds nulls.
+    """
     if not table.schema.equals(INDEX_SCHEMA):
-        table = _index_columns_first(where, table)
-    for name in REQUIRED_COLUMNS:
-        if table[name].null_count:
-            raise IndexCorruptError(
-                f"index fragment {where}: column {name!r} holds {table[name].null_count} nulls"
-            )
+        _require_columns(where, table.schema)
+        further = [name for name in table.column_names if name not in INDEX_SCHEMA.names]
+        table = table.select([*INDEX_SCHEMA.names, *further]).replace_schema_metadata(None)
+    _require_no_nulls(where, table)
     return table
 
 
-def _index_columns_first(where: str, table: pa.Table) -> pa.Table:
-    if len(set(table.column_names)) != table.num_columns:
+def _require_no_nulls(where: str, table: pa.Table) -> None:
+    known = set(table.column_names)
+    for name in REQUIRED_COLUMNS:
+        if name in known and table[name].null_count:
+            raise IndexCorruptError(
+                f"index fragment {where}: column {name!r} holds {table[name].null_count} nulls"
+            )
+
+
+def _require_columns(where: str, schema: pa.Schema) -> None:
+    if len(set(schema.names)) != len(schema.names):
         raise IndexCorruptError(f"index fragment {where}: a column name is given twice")
     for field in INDEX_SCHEMA:
-        if field.name not in table.column_names:
+        if field.name not in schema.names:
             raise IndexCorruptError(f"index fragment {where}: column {field.name!r} is missing")
-        found = table.schema.field(field.name).type
+        found = schema.field(field.name).type
         if not found.equals(field.type):
             raise IndexCorruptError(
                 f"index fragment {where}: column {field.name!r} is {found}, expected {field.type}"
             )
-    further = [name for name in table.column_names if name not in INDEX_SCHEMA.names]
-    return table.select([*INDEX_SCHEMA.names, *further]).replace_schema_metadata(None)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from schemas.errors import BoundsError, ShapeError
 from schemas.tokens import ALIGNMENT_BYTES, RecordLayout, TensorSpec
 
-NUMPY_DTYPES = {"U64": "<u8", "F32": "<f4", "I32": "<i4", "U8": "u1"}
+NUMPY_DTYPES = {"U64": "<u8", "I64": "<i8", "F32": "<f4", "I32": "<i4", "U8": "u1"}
 
 NO_MATCH = -1
 """``match`` of a token that no other token stands for."""
@@ -28,6 +28,8 @@ class Head:
     ``prompt_index`` (N,) int32: its column in the stretch. ``input_ids`` (L,) and
     ``position_ids`` (3, L) int32: the stretch, whose visual columns are exactly the N stored
     tokens. ``match`` (G,) int32: the grid index of the token that stands for each token.
+    With encoding "zstd" ``frame_end`` (F,) int64: where each frame of rows ends. With "fp8"
+    ``scale`` (N, 1+S) float32: what the codes of a row's layers are multiplied by.
 
     Raises:
         ShapeError: tensors that contradict each other.
@@ -41,6 +43,8 @@ class Head:
     input_ids: npt.NDArray[np.int32]
     position_ids: npt.NDArray[np.int32]
     match: npt.NDArray[np.int32]
+    frame_end: npt.NDArray[np.int64] | None = None
+    scale: npt.NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         num_rows, length = len(self.row_digest), len(self.input_ids)
@@ -71,7 +75,8 @@ class Head:
     @classmethod
     def from_bytes(cls, data: bytes | bytearray | memoryview, layout: RecordLayout) -> "Head":
         """View ``data``, the bytes before the features, as tensors; nothing is copied."""
-        tensors: dict[str, Any] = {name: _view(data, layout[name]) for name in cls.__slots__}
+        names = [name for name in cls.__slots__ if name in layout]
+        tensors: dict[str, Any] = {name: _view(data, layout[name]) for name in names}
         return cls(**tensors)
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 from bisect import bisect_left
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,13 +16,17 @@ import pyarrow.compute as pc
 from pipeline.storage import Storage
 from pipeline.store.fragment import fragment_file, fragment_names, read_fragment
 from pipeline.store.merge import Fragment, merge_fragments
-from schemas.errors import GridMismatchError, IndexCorruptError, VideoNotCachedError
+from pipeline.store.query import query_table
+from schemas.errors import IndexCorruptError, VideoNotCachedError
 from schemas.index import IndexRow
 
 _NUM_SUGGESTIONS = 3
 _NUM_NEIGHBOURS = 100
 _NUM_READERS = 4
-_MAX_LISTINGS = 20
+MAX_LISTINGS = 20
+"""How often the folder is listed anew while what it shows vanishes."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,16 +38,25 @@ class Index:
     def __repr__(self) -> str:
         return f"Index(videos={self.table.num_rows}, columns={self.table.num_columns})"
 
+    @property
+    def summary(self) -> str:
+        """How much there is, in a few words."""
+        num_ok, num_failed = self.counts()
+        return f"videos={num_ok}, failed={num_failed}"
+
     @classmethod
     def read(cls, storage: Storage) -> Index:
         """Read every fragment of a cache; raises as ``read_index`` does."""
         return cls(read_index(storage))
 
-    def position(self, video_id: str) -> int | None:
-        """The table row of ``video_id``, by bisection; None when there is none."""
-        ids = self.table["video_id"]
-        found = bisect_left(range(len(ids)), video_id, key=lambda row: ids[row].as_py())
-        return found if found < len(ids) and ids[found].as_py() == video_id else None
+    def __contains__(self, video_id: object) -> bool:
+        """Whether there is a row of ``video_id``, of whatever status."""
+        return isinstance(video_id, str) and self.status(video_id) is not None
+
+    def status(self, video_id: str) -> str | None:
+        """What became of a video, None when there is no row of it."""
+        position = self._position(video_id)
+        return None if position is None else str(self.table["status"][position].as_py())
 
     def row(self, video_id: str) -> IndexRow:
         """The row of one video, whatever became of it.
@@ -51,14 +65,34 @@ class Index:
             VideoNotCachedError: no such video; near ids are suggested.
             CacheCorruptError: the row contradicts itself.
         """
-        position = self.position(video_id)
+        position = self._position(video_id)
         if position is None:
             raise VideoNotCachedError(f"no video {video_id!r} in this cache{self._hint(video_id)}")
-        try:
-            columns = zip(self.table.column_names, self.table.columns, strict=True)
-            return IndexRow.from_record({name: c[position].as_py() for name, c in columns})
-        except (GridMismatchError, UnicodeDecodeError) as error:
-            raise IndexCorruptError(f"video {video_id!r}: {error}") from error
+        return row_at(self.table, position, video_id)
+
+    def counts(self) -> tuple[int, int]:
+        """How many videos are loadable, and how many are not."""
+        num_ok = int(pc.sum(pc.equal(self.table["status"], "ok")).as_py() or 0)
+        return num_ok, self.table.num_rows - num_ok
+
+    def ids(self) -> Iterator[str]:
+        """Ids of the loadable videos, sorted."""
+        for chunk in self.table["video_id"].filter(pc.equal(self.table["status"], "ok")).chunks:
+            yield from chunk.to_pylist()
+
+    def failed(self) -> pa.Table:
+        """The rows of videos that have no tokens, ordered by ``video_id``."""
+        return self.table.filter(pc.not_equal(self.table["status"], "ok"))
+
+    def query(self, sql: str, *, columns: str = "*") -> pa.Table:
+        """Ask in SQL, as ``query_table``."""
+        return query_table(self.table, sql, columns=columns)
+
+    def _position(self, video_id: str) -> int | None:
+        """The table row of ``video_id``, by bisection; None when there is none."""
+        ids = self.table["video_id"]
+        found = bisect_left(range(len(ids)), video_id, key=lambda row: ids[row].as_py())
+        return found if found < len(ids) and ids[found].as_py() == video_id else None
 
     def _hint(self, video_id: str) -> str:
         if not self.table.num_rows:
@@ -76,6 +110,19 @@ class Index:
         stem = video_id.rpartition("/")[2].rpartition(".")[0] or video_id
         named = ids.filter(pc.match_substring(ids, stem, ignore_case=True))
         return list(dict.fromkeys(nearby.to_pylist() + named.slice(0, _NUM_NEIGHBOURS).to_pylist()))
+
+
+def row_at(table: pa.Table, position: int, video_id: str) -> IndexRow:
+    """One row of an index.
+
+    Raises:
+        CacheCorruptError: the row contradicts itself.
+    """
+    try:
+        columns = zip(table.column_names, table.columns, strict=True)
+        return IndexRow.from_record({name: c[position].as_py() for name, c in columns})
+    except (ValueError, OverflowError) as error:
+        raise IndexCorruptError(f"video {video_id!r}: {error}") from error
 
 
 def read_index(storage: Storage) -> pa.Table:
@@ -100,6 +147,18 @@ def scan_fragments(
 ) -> tuple[list[Fragment], dict[str, IndexCorruptError]]:
     """Every fragment but those named in ``known``, by name, and what is wrong with the others.
 
+    Raises:
+        IndexCorruptError: what is listed is gone, again and again.
+    """
+    found, damage = scan_names(storage, partial(read_fragment, storage), known=known)
+    return [Fragment(name, found[name]) for name in sorted(found)], damage
+
+
+def scan_names(
+    storage: Storage, read: Callable[[str], T], *, known: Collection[str] = ()
+) -> tuple[dict[str, T], dict[str, IndexCorruptError]]:
+    """What ``read`` says of every fragment but those named in ``known``, or what it raises.
+
     While this reads, writers add fragments, and compaction publishes a merged one and then removes
     those that went into it. A folder listed meanwhile may show neither. So it is listed until, in
     the second listing or a later one, nothing is gone that it shows: what went before that listing
@@ -108,37 +167,47 @@ def scan_fragments(
     Raises:
         IndexCorruptError: what is listed is gone, again and again.
     """
-    found: dict[str, Fragment] = {}
+    found: dict[str, T] = {}
     damage: dict[str, IndexCorruptError] = {}
-    read = partial(_read_present, storage)
     with ThreadPoolExecutor(_NUM_READERS) as pool:
-        for listing in range(_MAX_LISTINGS):
+        for listing in range(MAX_LISTINGS):
             seen = {*known, *found, *damage}
             is_all_there = True
             names = [name for name in fragment_names(storage) if name not in seen]
-            for name, outcome in zip(names, pool.map(read, names), strict=True):
+            outcomes = pool.map(partial(_read_present, storage, read), names)
+            for name, outcome in zip(names, outcomes, strict=True):
                 if outcome is None:
                     is_all_there = False
                 elif isinstance(outcome, IndexCorruptError):
                     damage[name] = outcome
                 else:
-                    found[name] = Fragment(name, outcome)
+                    found[name] = outcome
             if listing and is_all_there:
-                return sorted(found.values(), key=lambda fragment: fragment.name), damage
-    raise IndexCorruptError(
+                return found, damage
+    raise vanishing(storage)
+
+
+def vanishing(storage: Storage) -> IndexCorruptError:
+    """The error of an index that is rewritten faster than it can be read."""
+    return IndexCorruptError(
         f"the fragments of {storage.location} vanish while they are read; open it again once "
         "whoever rewrites them is done"
     )
 
 
-def _read_present(storage: Storage, name: str) -> pa.Table | IndexCorruptError | None:
-    """The fragment's table, what is wrong with it, or None when it is gone."""
+def _read_present(
+    storage: Storage, read: Callable[[str], T], name: str
+) -> T | IndexCorruptError | None:
+    """What ``read`` says of the fragment, what is wrong with it, or None when it is gone."""
     try:
-        return read_fragment(storage, name)
+        return read(name)
     except IndexCorruptError as error:
         return error if name in fragment_names(storage) else None
     except FileNotFoundError:
-        if name not in fragment_names(storage):
-            return None
-        where = storage.where(fragment_file(name))
-        return IndexCorruptError(f"index fragment {where} is a link to nothing")
+        return link_to_nothing(storage, name) if name in fragment_names(storage) else None
+
+
+def link_to_nothing(storage: Storage, name: str) -> IndexCorruptError:
+    """The error of a fragment that is listed and cannot be found."""
+    where = storage.where(fragment_file(name))
+    return IndexCorruptError(f"index fragment {where} is a link to nothing")

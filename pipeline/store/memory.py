@@ -41,10 +41,18 @@ class RowMemory:
     def __reduce__(self) -> tuple[type[RowMemory], tuple[()]]:
         return RowMemory, ()
 
-    def empty_rows(self, num_rows: int, width: int, dtype: torch.dtype) -> torch.Tensor:
-        """``(num_rows, width)`` uninitialised on CPU; on huge pages from 4 MiB, where there are."""
+    def empty_rows(
+        self, num_rows: int, width: int, dtype: torch.dtype, *, device: str | torch.device = "cpu"
+    ) -> torch.Tensor:
+        """``(num_rows, width)`` uninitialised on CPU; on huge pages from 4 MiB, where there are.
+
+        Rows that will go to a CUDA ``device`` get page-locked memory, from which it copies by
+        itself; torch keeps that for the next video, and not before the copy is done.
+        """
         import torch
 
+        if torch.device(device).type == "cuda":
+            return torch.empty(num_rows, width, dtype=dtype, pin_memory=True)
         num_bytes = num_rows * width * dtype.itemsize
         if num_bytes < HUGE_FROM_BYTES or not hasattr(mmap, "MADV_HUGEPAGE"):
             return torch.empty(num_rows, width, dtype=dtype)

@@ -15,6 +15,8 @@ from schemas.index import INDEX_SCHEMA
 Places = npt.NDArray[np.uint64]
 """Places of rows in a table."""
 
+Bools = npt.NDArray[np.bool_]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fragment:
@@ -28,9 +30,9 @@ class Fragment:
 class JoinedRows:
     """All rows of some fragments as one ``table``, and which of them matter.
 
-    ``winners`` are the places of the rows that count, by video id. ``witnesses`` are committed
-    rows that do not count themselves, but without them a failure would that the winner alone does
-    not outweigh.
+    ``winners`` are the places of the rows that count, by video id. ``witnesses`` do not count
+    themselves, but without them another row would that should not: a committed row outweighs a
+    failure that the winner alone does not, a "damaged" row takes the word of a committed one.
     """
 
     table: pa.Table
@@ -41,9 +43,10 @@ class JoinedRows:
 def merge_fragments(fragments: Sequence[Fragment]) -> pa.Table:
     """One table with one row per video, ordered by ``video_id``, further columns by name.
 
-    A failure does not count when the same video has a committed row of the same content, or when
-    the failure never learnt its content. Of the rows that count the latest ``created_ns`` wins;
-    ties go to the greater shard name, then fragment name, then place in the fragment.
+    A failure ("failed", "quarantined") does not count when the same video has a committed row of
+    the same content, or when the failure never learnt its content; a committed row older than a
+    "damaged" one has no such say. Of the rows that count the latest ``created_ns`` wins; ties go
+    to the greater shard name, then fragment name, then place in the fragment.
     """
     rows = join_fragments(fragments)
     return rows.table.take(pa.array(rows.winners)).combine_chunks()
@@ -83,13 +86,16 @@ def _common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType:
 def _conformed(table: pa.Table, schema: pa.Schema) -> pa.Table:
     if table.schema.equals(schema):
         return table
-    columns = [
-        table[field.name].cast(field.type, safe=False)  # beyond 2**53 doubles are rounded
-        if field.name in table.column_names
-        else pa.nulls(table.num_rows, field.type)
-        for field in schema
-    ]
-    return pa.table(columns, schema=schema)
+    return pa.table([_conformed_column(table, field) for field in schema], schema=schema)
+
+
+def _conformed_column(table: pa.Table, field: pa.Field) -> pa.ChunkedArray | pa.Array:
+    if field.name not in table.column_names:
+        return pa.nulls(table.num_rows, field.type)
+    column = table[field.name]
+    if column.type.equals(field.type):
+        return column
+    return column.cast(field.type, safe=False)  # beyond 2**53 doubles are rounded
 
 
 def _video_codes(ids: pa.ChunkedArray, order: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
@@ -110,15 +116,19 @@ def _contest(
     part = table.select(["status", "content_sha256", "created_ns", "shard"])
     part = part.take(pa.array(several))
     is_ok = pc.equal(part["status"], "ok").to_numpy()
+    is_damaged = pc.equal(part["status"], "damaged").to_numpy()
+    created = part["created_ns"].to_numpy()
+    is_lost = is_ok & (created < _latest(created, is_damaged, theirs))
     is_unknown = part["content_sha256"].is_null().to_numpy()
     contents = np.where(is_unknown, -1, _ranks(part["content_sha256"]))
-    is_void = _void_failures(is_ok, contents, theirs)
+    is_failure = ~(is_ok | is_damaged)
+    is_void = _void_failures(is_failure, is_ok & ~is_lost, contents, theirs)
     ranked = np.lexsort(
         (
             several,
             _ranks(pa.chunked_array([[names[row] for row in several.tolist()]], pa.string())),
             _ranks(part["shard"]),
-            part["created_ns"].to_numpy(),
+            created,
             ~is_void,
             theirs,
         )
@@ -127,24 +137,37 @@ def _contest(
     winner = wins[np.searchsorted(theirs[wins], theirs)]
     is_outweighed_by_winner = is_ok[winner] & (is_unknown | (contents == contents[winner]))
     in_doubt = theirs[is_void & ~is_outweighed_by_winner]
-    is_witness = is_ok & np.isin(theirs, in_doubt)
+    is_witness = is_ok & ~is_lost & np.isin(theirs, in_doubt)
+    is_witness |= is_damaged & is_failure[winner] & np.isin(theirs, theirs[is_lost])
     is_witness[wins] = False
     winners = np.concatenate([order[is_single], several[wins]])
     winning_codes = np.concatenate([codes[is_single], theirs[wins]])
     return winners[np.argsort(winning_codes)], several[is_witness]
 
 
+def _latest(
+    created: npt.NDArray[np.int64], is_damaged: Bools, codes: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """For each row when the last "damaged" row of its video was made, the least time if none."""
+    latest = np.full(codes[-1] + 1, np.iinfo(np.int64).min)
+    np.maximum.at(latest, codes[is_damaged], created[is_damaged])
+    return latest[codes]
+
+
 def _void_failures(
-    is_ok: npt.NDArray[np.bool_], contents: npt.NDArray[np.int64], codes: npt.NDArray[np.int64]
-) -> npt.NDArray[np.bool_]:
-    """Failures that a committed row of the same video outweighs whatever their age.
+    is_failure: Bools,
+    is_standing: Bools,
+    contents: npt.NDArray[np.int64],
+    codes: npt.NDArray[np.int64],
+) -> Bools:
+    """Failures that a standing row, committed and not lost since, outweighs whatever their age.
 
     ``contents`` number the contents of the rows, ``codes`` their videos; -1 is an unknown content.
     """
     pairs = codes * (contents.max() + 2) + contents
-    same_content = np.isin(pairs, pairs[is_ok])
-    unknown = (contents == -1) & np.isin(codes, codes[is_ok])
-    void: npt.NDArray[np.bool_] = ~is_ok & (same_content | unknown)
+    same_content = np.isin(pairs, pairs[is_standing])
+    unknown = (contents == -1) & np.isin(codes, codes[is_standing])
+    void: Bools = is_failure & (same_content | unknown)
     return void
 
 

@@ -35,6 +35,8 @@ BATCH_BYTES = 2**19
 class VideoReader:
     """One committed video of an open shard. Use ``open_video``; not safe to share by threads.
 
+    Rows lie side by side, as features or as "fp8" codes; ``CompressedReader`` reads frames.
+
     Attributes:
         row: the video's index row.
         head: its small tensors, verified.
@@ -50,13 +52,13 @@ class VideoReader:
         self._features: TensorSpec = layout["features"]
         self.row = row
         self.bytes_read = 0
-        self._announce(0, layout.head_bytes + num_rows * self.row_bytes)
+        self._announce(0, bytes_up_to(layout, num_rows))
         self.head = self._read_head()
         self._num_announced = num_rows
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one feature row."""
+        """Bytes of one row as ``read_rows`` gives it: features, or the codes of "fp8"."""
         return self._features.num_bytes // self._features.shape[0]
 
     def expect_rows(self, num_rows: int) -> None:
@@ -67,7 +69,7 @@ class VideoReader:
             ShortReadError: they cannot be fetched.
         """
         if num_rows > self._num_announced:
-            self._announce(self._features.offset, num_rows * self.row_bytes)
+            self._announce(self._features.offset, self._prefix_bytes(num_rows))
             self._num_announced = num_rows
 
     def read_rows(self, num_rows: int, out: memoryview) -> npt.NDArray[np.int64]:
@@ -87,10 +89,19 @@ class VideoReader:
             ShortReadError: the file ends early.
             ChecksumError: a row is not the one written.
         """
-        size = self.row_bytes
         order = np.argsort(self.head.prompt_index[:num_rows])
         places = np.empty(num_rows, dtype=np.int64)
         places[order] = np.arange(num_rows)
+        self._fill_rows(places, out)
+        return order
+
+    def _prefix_bytes(self, num_rows: int) -> int:
+        """Bytes of the shard that hold the first rows."""
+        return num_rows * self.row_bytes
+
+    def _fill_rows(self, places: npt.NDArray[np.int64], out: memoryview) -> None:
+        """Read as many rows as there are places, each into its own, and verify them."""
+        num_rows, size = len(places), self.row_bytes
         starts = (places * size).tolist()
         digests = self.head.row_digest[:num_rows].tolist()
         digest_of = xxhash.xxh3_64_intdigest
@@ -100,7 +111,6 @@ class VideoReader:
             self._fill(rows, self._features.offset + first * size)
             if [digest_of(row) for row in rows] != digests[first : first + step]:
                 raise self._bad_row(first, rows, digests[first : first + step])
-        return order
 
     def _announce(self, offset: int, num_bytes: int) -> None:
         """Announce bytes of the video's range; nothing is allocated before the file has them."""
@@ -114,7 +124,7 @@ class VideoReader:
         last, end = begin + self._layout.num_bytes, self._source.end
         if end is not None and last > end:
             raise BoundsError(
-                f"{self._where()}: bytes {begin} to {last}, the file has {end}. {_MEND}"
+                f"{self._where()}: bytes {begin} to {last}, the file has {end}. {MEND}"
             )
 
     def _read_head(self) -> Head:
@@ -124,7 +134,7 @@ class VideoReader:
         if found != self.row.head_digest:
             raise ChecksumError(
                 f"{self._where()}: the head has digest {found:016x}, the index says "
-                f"{self.row.head_digest:016x}. {_MEND}"
+                f"{self.row.head_digest:016x}. {MEND}"
             )
         try:
             return Head.from_bytes(data, self._layout)
@@ -147,14 +157,14 @@ class VideoReader:
             if not count:
                 raise ShortReadError(
                     f"{self._where()}: the file ends at byte {position}, {missing} bytes early. "
-                    f"{_MEND}"
+                    f"{MEND}"
                 )
             position += count
             buffers = unfilled(buffers, count)
 
     def _unreadable(self, position: int, error: OSError) -> ShortReadError:
         return ShortReadError(
-            f"{self._where()}: byte {position} cannot be read: {error.strerror or error}. {_MEND}"
+            f"{self._where()}: byte {position} cannot be read: {error.strerror or error}. {MEND}"
         )
 
     def _bad_row(
@@ -164,14 +174,14 @@ class VideoReader:
         bad = next(i for i in range(len(rows)) if found[i] != digests[i])
         return ChecksumError(
             f"{self._where()}: feature row {first + bad} has digest {found[bad]:016x}, "
-            f"expected {digests[bad]:016x}. {_MEND}"
+            f"expected {digests[bad]:016x}. {MEND}"
         )
 
     def _where(self) -> str:
         return f"video {self.row.video_id!r} in {self._place}"
 
 
-_MEND = "Find all damage with `tokenreel verify`, then encode those videos again."
+MEND = "Take it out of service with `tokenreel verify CACHE --discard`, then build again."
 
 
 @contextmanager
@@ -185,7 +195,7 @@ def open_video(
         row: a row with status "ok".
         fingerprint: that of the cache's manifest.
         num_rows: feature rows that will be read, as far as known: on an object store they come
-            with the head, in one request.
+            with the head, in one request; a part of compressed rows in a second one.
 
     Raises:
         FormatVersionError: the row has another format version.
@@ -205,7 +215,37 @@ def open_video(
             source = stack.enter_context(storage.open_range(name))
         except OSError as error:
             raise _missing(row, where, error) from error
-        yield VideoReader(source, row, layout, where, num_rows)
+        yield _reader_type(layout.encoding)(source, row, layout, where, num_rows)
+
+
+def _reader_type(encoding: str) -> type[VideoReader]:
+    if encoding != "zstd":
+        return VideoReader
+    from pipeline.store.compressed_reader import CompressedReader
+
+    return CompressedReader
+
+
+def prefetch_video(storage: Storage, row: IndexRow, *, fingerprint: str, num_rows: int) -> None:
+    """Begin to fetch what ``open_video`` will read with the same arguments.
+
+    Raises:
+        CacheCorruptError: a row that ``open_video`` would refuse unread.
+    """
+    layout = _checked_layout(row, fingerprint)
+    name = shard_file(row.shard or "")
+    storage.prefetch(name, row.offset or 0, bytes_up_to(layout, num_rows))
+
+
+def bytes_up_to(layout: RecordLayout, num_rows: int) -> int:
+    """Bytes of a video's range up to the end of its first ``num_rows`` feature rows.
+
+    Where a part of compressed rows ends only the head tells: of those it is all rows or none.
+    """
+    features = layout["features"]
+    if layout.encoding == "zstd":
+        return layout.num_bytes if num_rows == layout.num_rows else layout.head_bytes
+    return layout.head_bytes + num_rows * (features.num_bytes // features.shape[0])
 
 
 def _missing(row: IndexRow, where: str, error: OSError) -> ShardMissingError:

@@ -1,19 +1,24 @@
-"""One video's tensors as the bytes that go to disk."""
+"""One video's tensors as the bytes that go to disk.
+
+N stored rows, S DeepStack layers, D channels, L columns of the stretch, G tokens of the grid.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
 
 from pipeline.store.head import Head, lay_out
+from pipeline.store.shuffled_zstd import compress_rows
+from schemas.config import check_encoding
 from schemas.errors import CacheError, DtypeError, ShapeError
-from schemas.tokens import FEATURE_DTYPES, RecordLayout, TensorSpec
+from schemas.tokens import FEATURE_DTYPES, ITEM_BYTES, RecordLayout, TensorSpec
 
 if TYPE_CHECKING:
     import torch
@@ -23,13 +28,16 @@ _EXPONENT_BITS = {"BF16": ("<u2", 0x7F80), "F16": ("<u2", 0x7C00), "F32": ("<u4"
 
 _CHECK_BYTES = 2**19
 
+_Tensors: TypeAlias = dict[str, npt.NDArray[np.generic]]
+
 
 @dataclass(frozen=True, eq=False)
 class VideoRecord:
     """A video ready to be committed.
 
-    ``head`` is the bytes before the features, ``features`` ``(N, bytes per row)`` uint8 the rows
-    in storage order. Equal input gives equal bytes.
+    ``head`` is the bytes before the features, ``features`` uint8 the bytes of the rows in storage
+    order: ``(N, bytes per row)``, or ``(bytes,)`` where they are compressed. Equal input gives
+    equal bytes.
     """
 
     key: str
@@ -99,9 +107,8 @@ def pack_record(
     """
     dtype, rows = _feature_bytes(features)
     _require_finite(rows, dtype, key)
-    digests = [xxhash.xxh3_64_intdigest(row) for row in rows]
-    tensors: dict[str, npt.NDArray[np.generic]] = {
-        "row_digest": np.array(digests, dtype="<u8"),
+    tensors: _Tensors = {
+        "row_digest": _row_digests(rows),
         "score": _as_float32("score", score),
         "grid_index": _as_int32("grid_index", grid_index),
         "prompt_index": _as_int32("prompt_index", prompt_index),
@@ -109,11 +116,82 @@ def pack_record(
         "position_ids": _as_int32("position_ids", position_ids),
         "match": _as_int32("match", match),
     }
-    layout = lay_out(tensors, TensorSpec("features", dtype, tuple(features.shape), 0))
+    record = _joined(key, tensors, TensorSpec("features", dtype, tuple(features.shape), 0), rows)
+    Head.from_bytes(record.head, record.layout)
+    return record
+
+
+def encode_record(record: VideoRecord, encoding: str, *, num_layers: int) -> VideoRecord:
+    """The same video with its rows stored in another way; "none" is ``record`` itself.
+
+    Args:
+        record: as ``pack_record`` gives it.
+        encoding: one of ``ENCODINGS``.
+        num_layers: 1+S, the layers of a row, of which "fp8" scales each on its own.
+
+    Raises:
+        ConfigError: no such encoding.
+        ShapeError: rows that do not consist of so many equal layers.
+    """
+    check_encoding(encoding)
+    return _ENCODERS[encoding](record, num_layers)
+
+
+def _compressed(record: VideoRecord, num_layers: int) -> VideoRecord:
+    blob, frame_end = compress_rows(record.features, ITEM_BYTES[record.layout["features"].dtype])
+    row_digest, others = _split_head(record)
+    return _joined(
+        record.key,
+        {"row_digest": row_digest, "frame_end": frame_end.astype("<i8"), **others},
+        TensorSpec("features", "U8", (len(blob),), 0),
+        np.frombuffer(blob, np.uint8),
+    )
+
+
+def _rounded(record: VideoRecord, num_layers: int) -> VideoRecord:
+    import torch
+
+    from pipeline.dtypes import TORCH_DTYPES
+    from pipeline.store.fp8 import encode_fp8
+
+    spec = record.layout["features"]
+    features = torch.from_numpy(record.features).view(TORCH_DTYPES[spec.dtype])
+    codes, scale = (tensor.numpy() for tensor in encode_fp8(features, num_layers))
+    _, others = _split_head(record)
+    return _joined(
+        record.key,
+        {"row_digest": _row_digests(codes), "scale": scale.astype("<f4"), **others},
+        TensorSpec("features", "F8_E4M3", spec.shape, 0),
+        codes,
+    )
+
+
+_ENCODERS: dict[str, Callable[[VideoRecord, int], VideoRecord]] = {
+    "none": lambda record, num_layers: record,
+    "zstd": _compressed,
+    "fp8": _rounded,
+}
+
+
+def _split_head(record: VideoRecord) -> tuple[npt.NDArray[np.uint64], _Tensors]:
+    """The digests of the rows, and the tensors that say the same in every encoding."""
+    head = Head.from_bytes(record.head, record.layout)
+    names = [spec.name for spec in record.layout if spec.name not in ("pad", "features")]
+    others = {name: getattr(head, name) for name in names if name != "row_digest"}
+    return head.row_digest, others
+
+
+def _joined(
+    key: str, tensors: _Tensors, features: TensorSpec, rows: npt.NDArray[np.uint8]
+) -> VideoRecord:
+    layout = lay_out(tensors, features)
     head = b"".join(values.tobytes() for values in tensors.values())
     head += bytes(layout["pad"].num_bytes)
-    Head.from_bytes(head, layout)
     return VideoRecord(key=key, layout=layout, head=head, features=rows)
+
+
+def _row_digests(rows: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
+    return np.array([xxhash.xxh3_64_intdigest(row) for row in rows], dtype="<u8")
 
 
 def _feature_bytes(features: torch.Tensor) -> tuple[str, npt.NDArray[np.uint8]]:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
 
 from safetensors import SafetensorError, safe_open
 
 from pipeline.storage import RangeReader, Storage
 from pipeline.storage.base import TEMPORARY_SUFFIX
-from pipeline.store.fragment import INDEX_FOLDER, fragment_file, fragment_names
+from pipeline.store.buckets import BucketFile
+from pipeline.store.fp8 import check_scale
+from pipeline.store.fragment import INDEX_FOLDER, fragment_file, fragment_names, named_bucket
 from pipeline.store.index import Index, scan_fragments
 from pipeline.store.manifest import read_manifest
-from pipeline.store.merge import merge_fragments
+from pipeline.store.merge import Fragment, merge_fragments
 from pipeline.store.reader import open_video
 from pipeline.store.shard import SHARD_FOLDER, SHARD_SUFFIX, shard_file
-from schemas.errors import TokenreelError
+from schemas.errors import CacheCorruptError, IndexCorruptError, TokenreelError
 from schemas.index import IndexRow
 
 FINDINGS = ("damaged_video", "damaged_shard", "damaged_fragment", "orphan_shard", "temporary_file")
@@ -30,12 +32,18 @@ MAX_HEADER_BYTES = 100 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class VerifyFinding:
-    """One thing that is not as committed; ``kind`` is one of ``FINDINGS``."""
+    """One thing that is not as committed; ``kind`` is one of ``FINDINGS``.
+
+    ``error_kind`` is the class of the error. ``videos`` are those to be encoded again, each with
+    the ``created_ns`` of the row that was looked at; which ones a fragment held is not known.
+    """
 
     kind: str
     where: str
     video_id: str | None
     error: str
+    error_kind: str = ""
+    videos: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def is_damage(self) -> bool:
@@ -58,9 +66,9 @@ def verify_cache(storage: Storage) -> Iterator[VerifyFinding]:
     """
     fingerprint = read_manifest(storage).fingerprint
     fragments, damage = scan_fragments(storage)
-    for name, error in damage.items():
+    for name, error in {**damage, **_check_look_ups(storage, fragments)}.items():
         where = storage.where(fragment_file(name))
-        yield VerifyFinding("damaged_fragment", where, None, str(error))
+        yield VerifyFinding("damaged_fragment", where, None, str(error), type(error).__name__)
     rows: list[IndexRow] = []
     yield from _check_rows(storage, Index(merge_fragments(fragments)), rows)
     rows.sort(key=lambda row: (row.shard or "", row.offset or 0))
@@ -72,17 +80,41 @@ def verify_cache(storage: Storage) -> Iterator[VerifyFinding]:
     yield from _find_debris(storage, used if is_whole else None)
 
 
+def _check_look_ups(
+    storage: Storage, fragments: Sequence[Fragment]
+) -> dict[str, IndexCorruptError]:
+    """Which bucket fragments cannot be looked up in, though all their rows can be read."""
+    damage = {}
+    for name in (fragment.name for fragment in fragments):
+        try:
+            if named_bucket(name) is not None:
+                BucketFile(storage, name).check()
+        except IndexCorruptError as error:
+            damage[name] = error
+        except FileNotFoundError:
+            continue  # compaction replaced it by its equal
+    return damage
+
+
 def _check_rows(storage: Storage, index: Index, good: list[IndexRow]) -> Iterator[VerifyFinding]:
     """Say which rows contradict themselves; committed ones that do not are added to ``good``."""
-    for video_id in index.table["video_id"].to_pylist():
+    columns = (index.table[name].to_pylist() for name in ("video_id", "created_ns"))
+    for video_id, created_ns in zip(*columns, strict=True):
         try:
             row = index.row(video_id)
         except TokenreelError as error:
-            where = storage.where(INDEX_FOLDER)
-            yield VerifyFinding("damaged_video", where, video_id, str(error))
+            yield _damaged_video(storage.where(INDEX_FOLDER), video_id, created_ns, error)
         else:
             if row.status == "ok":
                 good.append(row)
+
+
+def _damaged_video(
+    where: str, video_id: str, created_ns: int, error: TokenreelError
+) -> VerifyFinding:
+    return VerifyFinding(
+        "damaged_video", where, video_id, str(error), type(error).__name__, {video_id: created_ns}
+    )
 
 
 def _check_shard(
@@ -96,13 +128,18 @@ def _check_shard(
             with open_video(storage, row, fingerprint=fingerprint, num_rows=num_rows) as reader:
                 size = reader.head.num_rows * reader.row_bytes
                 reader.read_rows(reader.head.num_rows, memoryview(bytearray(size)))
+                if reader.head.scale is not None:
+                    check_scale(reader.head.scale, str(row.dtype))
             readable.append(row)
         except TokenreelError as error:
-            yield VerifyFinding("damaged_video", where, row.video_id, str(error))
+            yield _damaged_video(where, row.video_id, row.created_ns, error)
     if readable:
         problem = _header_problem(storage, name, readable)
         if problem:
-            yield VerifyFinding("damaged_shard", where, None, problem)
+            videos = {row.video_id: row.created_ns for row in readable}
+            yield VerifyFinding(
+                "damaged_shard", where, None, problem, CacheCorruptError.__name__, videos
+            )
 
 
 def _header_problem(storage: Storage, name: str, rows: Sequence[IndexRow]) -> str | None:

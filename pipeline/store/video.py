@@ -103,10 +103,10 @@ class CachedVideo:
         layers = self.features.view(self.num_tokens, 1 + self.num_deepstack, self.hidden_size)
         return layers[:, 1:].transpose(0, 1)
 
-    def to(self, device: str | torch.device) -> CachedVideo:
-        """The same video with all tensors on ``device``."""
+    def to(self, device: str | torch.device, *, non_blocking: bool = False) -> CachedVideo:
+        """The same video with all tensors on ``device``; arguments as of ``torch.Tensor.to``."""
         moved = {
-            field.name: getattr(self, field.name).to(device)
+            field.name: getattr(self, field.name).to(device, non_blocking=non_blocking)
             for field in dataclasses.fields(self)
             if field.name not in ("row", "bytes_read")
         }
@@ -147,9 +147,13 @@ def assemble_video(
     """
     import torch
 
-    stays = np.ones(len(head.input_ids), dtype=np.bool_)
-    stays[head.prompt_index[len(order) :]] = False
-    places = np.cumsum(stays) - 1
+    input_ids, position_ids = head.input_ids, head.position_ids
+    visual_index = head.prompt_index[order].astype(np.int64)
+    if len(order) < head.num_rows:
+        stays = np.ones(len(input_ids), dtype=np.bool_)
+        stays[head.prompt_index[len(order) :]] = False
+        input_ids, position_ids = input_ids[stays], position_ids[:, stays]
+        visual_index = (np.cumsum(stays) - 1)[visual_index]
     grid_index = head.grid_index[order]
     sides = (row.grid.frames, row.grid.height, row.grid.width)
     coordinates = np.stack(np.unravel_index(grid_index, sides), axis=1).astype(np.int32)
@@ -158,9 +162,9 @@ def assemble_video(
         features=features,
         coordinates=torch.from_numpy(coordinates),
         score=torch.from_numpy(head.score[order]),
-        input_ids=torch.from_numpy(head.input_ids[stays].astype(np.int64)),
-        position_ids=torch.from_numpy(head.position_ids[:, stays]),
-        visual_index=torch.from_numpy(places[head.prompt_index[order]]),
+        input_ids=torch.from_numpy(input_ids.astype(np.int64)),
+        position_ids=torch.from_numpy(position_ids.copy()),
+        visual_index=torch.from_numpy(visual_index),
         match=torch.from_numpy(head.match.copy()),
         bytes_read=bytes_read,
     )

@@ -147,7 +147,7 @@ def test_closing_ends_the_child_and_leaves_no_descriptor_behind(clip):
     with FrameReader(DecodeConfig(), ALL) as reader:
         reader.read(clip)
         child = reader.child_pid
-    assert open_descriptors() == before
+    assert set(open_descriptors()) <= set(before)  # clients of other tests close theirs any time
     with pytest.raises(ProcessLookupError):
         os.kill(child, 0)
 

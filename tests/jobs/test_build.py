@@ -13,8 +13,8 @@ from jobs.build import build, plan_build
 from jobs.worker import Worker
 from pipeline.cache import open_cache
 from pipeline.decode.clips import write_scene_clip
-from pipeline.storage.remote import file_digest
 from pipeline.storage import open_storage
+from pipeline.storage.remote import file_digest
 from pipeline.store.manifest import create_or_check
 from pipeline.store.verify import verify_cache
 from schemas.config_file import parse_config

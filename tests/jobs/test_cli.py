@@ -44,8 +44,8 @@ def test_every_verb_has_help_with_an_example(verb):
 def test_the_flags_of_build_are_frozen():
     flags = {option for p in cli.commands["build"].params for option in p.opts if option[0] == "-"}
     assert " ".join(sorted(flags)) == (
-        "--address --budget --config --cpus-per-worker --decoder --device --dtype --fps --fusion "
-        "--gpus-per-worker --json --limit --max-failures --max-frames --model --out "
+        "--address --budget --config --cpus-per-worker --decoder --device --dtype --encoding --fps "
+        "--fusion --gpus-per-worker --json --limit --max-failures --max-frames --model --out "
         "--retry-failed --runner --threshold --window --workers"
     )
 
@@ -125,7 +125,8 @@ def test_verify_names_damage_and_exits_with_3(demo, tmp_path):
     [fragment] = (cache / "index").iterdir()
     fragment.write_bytes(b"no parquet")
     found = run("verify", cache, "--format", "json")
-    assert (found.exit_code, found.stderr) == (3, "1 damaged, 0 stray files\n")
+    assert (found.exit_code, found.stderr.splitlines()[0]) == (3, "1 damaged, 0 stray files")
+    assert found.stderr.splitlines()[-1] == f"next: tokenreel verify {cache} --discard"
     assert json.loads(found.stdout)["finding"] == "damaged_fragment"
 
 

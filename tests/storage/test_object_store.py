@@ -11,6 +11,7 @@ import torch
 
 from pipeline.cache import open_cache
 from pipeline.storage import open_storage
+from pipeline.storage.prefetched import PrefetchedRanges
 from pipeline.store.commit import commit_videos
 from pipeline.store.compact import compact_cache
 from pipeline.store.manifest import create_or_check
@@ -213,3 +214,38 @@ def test_a_cache_crosses_to_another_process_by_its_url(place, sample):
         cwd=REPOSITORY,
     )
     assert done.stdout == b"40\n"
+
+
+@pytest.mark.parametrize("budget", [None, 5])
+def test_what_was_prefetched_is_loaded_without_another_request(bucket, place, budget):
+    ids = [f"v{n}" for n in range(5)]
+    build(place, *(make_sample(seed=n).pending(ids[n], key=f"{n:064x}") for n in range(5)))
+    cache = open_cache(place)
+    cache.prefetch(ids, budget=budget)
+    videos = cache.load_many(ids, budget=budget)
+    assert len(gets_of_shards(bucket)) == 5
+    cache.load(ids[0], budget=budget)
+    assert len(gets_of_shards(bucket)) == 6
+    for video in videos:
+        again = cache.load(video.video_id, budget=budget)
+        assert torch.equal(video.features, again.features)
+
+
+def test_a_prefetch_that_fails_is_the_error_of_the_load(place, sample):
+    build(place, sample.pending("v"))
+    cache = open_cache(place)
+    open_storage(place).remove(shard_name(place))
+    cache.prefetch(["v"])
+    with pytest.raises(ShardMissingError):
+        cache.load("v")
+
+
+def test_ranges_beyond_the_room_for_prefetching_are_fetched_when_they_are_read():
+    ranges = PrefetchedRanges(max_bytes=100)
+    ranges.start(("a", 0, 60), lambda: memoryview(bytes(60)))
+    ranges.start(("b", 0, 60), lambda: memoryview(bytes(60)))
+    assert ranges.take(("b", 0, 60)) is None
+    assert len(ranges.take(("a", 0, 60))) == 60
+    assert ranges.take(("a", 0, 60)) is None
+    ranges.start(("b", 0, 60), lambda: memoryview(bytes(60)))
+    assert len(ranges.take(("b", 0, 60))) == 60

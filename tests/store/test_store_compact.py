@@ -23,10 +23,11 @@ from jobs.cli import cli
 from pipeline.cache import open_cache
 from pipeline.storage import open_storage
 from pipeline.store.commit import commit_videos
-from pipeline.store.compact import compact_cache
+from pipeline.store.compact import BUCKET_FROM_ROWS, compact_cache
 from pipeline.store.fragment import (
     MAX_ROW_GROUP_BYTES,
     fragment_file,
+    named_bucket,
     pack_fragment,
 )
 from pipeline.store.index import read_index
@@ -86,6 +87,22 @@ def files_of(root: Path) -> dict[str, tuple[int, bytes]]:
     }
 
 
+@pytest.fixture(params=[BUCKET_FROM_ROWS, 1], ids=["merged", "in buckets"])
+def bucket_from_rows(request, monkeypatch):
+    """From how many rows on compaction in this process makes buckets."""
+    monkeypatch.setitem(compact_cache.__kwdefaults__, "bucket_from_rows", request.param)
+    return request.param
+
+
+either_way = pytest.mark.usefixtures("bucket_from_rows")
+
+
+def is_compact(root: Path) -> bool:
+    """Whether one fragment is left, or at most one of each bucket and nothing else."""
+    buckets = [named_bucket(path.stem) for path in fragments_of(root)]
+    return len(buckets) == 1 or (None not in buckets and len(set(buckets)) == len(buckets))
+
+
 @pytest.fixture(scope="module")
 def committed(tmp_path_factory):
     (row,) = build(tmp_path_factory.mktemp("cache"), make_sample().pending("v"))
@@ -140,30 +157,38 @@ NOT_SHRUNK = (Phase.explicit, Phase.reuse, Phase.generate)
 
 
 @settings(max_examples=8, phases=NOT_SHRUNK)
-@given(st.lists(ROWS, min_size=1, max_size=3), st.integers(1, 9))
+@given(st.lists(ROWS, min_size=1, max_size=3), st.integers(1, 9), st.sampled_from([1, 100]))
 def test_the_table_is_the_same_before_after_and_at_every_step_between(
-    tmp_path_factory, committed, fragments, max_rows
+    tmp_path_factory, committed, fragments, max_rows, bucket_rows
 ):
-    check_every_step(tmp_path_factory.mktemp("cache"), committed, fragments, max_rows)
+    check_every_step(tmp_path_factory.mktemp("cache"), committed, fragments, max_rows, bucket_rows)
 
 
 @pytest.mark.slow
 @settings(max_examples=60, phases=NOT_SHRUNK)
-@given(st.lists(ROWS, min_size=1, max_size=6), st.integers(1, 9))
+@given(st.lists(ROWS, min_size=1, max_size=6), st.integers(1, 9), st.sampled_from([1, 6, 100]))
 def test_the_table_is_the_same_for_many_more_sets_of_fragments(
-    tmp_path_factory, committed, fragments, max_rows
+    tmp_path_factory, committed, fragments, max_rows, bucket_rows
 ):
-    check_every_step(tmp_path_factory.mktemp("cache"), committed, fragments, max_rows)
+    check_every_step(tmp_path_factory.mktemp("cache"), committed, fragments, max_rows, bucket_rows)
 
 
-def check_every_step(root: Path, committed, fragments, max_rows: int) -> None:
+def check_every_step(root: Path, committed, fragments, max_rows: int, bucket_rows: int) -> None:
+    def compact():
+        return compact_cache(
+            open_storage(root),
+            max_fragment_rows=max_rows,
+            bucket_from_rows=bucket_rows,
+            rows_at_once=max_rows,
+        )
+
     (root / "manifest.json").write_text(MANIFEST.to_json())
     for n, rows in enumerate(fragments):
         add_fragment(root, n, [any_row(committed, shard=digest(n), **fields) for fields in rows])
     before = {path: path.read_bytes() for path in fragments_of(root)}
     table = read_index(open_storage(root))
 
-    report = compact_cache(open_storage(root), max_fragment_rows=max_rows)
+    report = compact()
 
     after = fragments_of(root)
     assert (report.fragments_after, report.rows) == (len(after), table.num_rows)
@@ -172,12 +197,12 @@ def check_every_step(root: Path, committed, fragments, max_rows: int) -> None:
         assert read_index(open_storage(root)).equals(table)
         if place:
             removed[place - 1].write_bytes(before[removed[place - 1]])
-    compact_cache(open_storage(root), max_fragment_rows=max_rows)
-    compact_cache(open_storage(root), max_fragment_rows=max_rows)
+    compact()
+    compact()
     assert read_index(open_storage(root)).equals(table)
     left = fragments_of(root)
     assert sum(pq.read_metadata(path).num_rows for path in left) == table.num_rows
-    compact_cache(open_storage(root), max_fragment_rows=max_rows)
+    compact()
     assert fragments_of(root) == left
 
 
@@ -187,6 +212,7 @@ def any_row(committed, *, status, shard, **fields):
     return failed_row(status=status, **fields)
 
 
+@either_way
 def test_a_row_that_outweighs_a_failure_the_winner_does_not_stays_until_that_is_gone(
     tmp_path, committed
 ):
@@ -202,6 +228,7 @@ def test_a_row_that_outweighs_a_failure_the_winner_does_not_stays_until_that_is_
     assert rows == [2, 1, 1]
 
 
+@either_way
 def test_whole_numbers_too_long_for_a_double_are_rounded_beside_decimal_ones(tmp_path, committed):
     build(tmp_path)
     add_fragment(tmp_path, 0, [replace(committed, video_id="a", extra={"n": 2**60 + 1})])
@@ -223,14 +250,16 @@ def test_many_fragments_become_one_that_pandas_and_duckdb_read(cache):
     assert found.fetchall() == [(7, 200)]
 
 
+@either_way
 def test_a_compact_cache_is_left_as_it_is(cache):
     compact_cache(open_storage(cache), grace_seconds=0)
     files = files_of(cache)
     report = compact_cache(open_storage(cache), grace_seconds=0)
-    assert report.lines()[0] == "fragments: 1, already compact"
+    assert report.lines()[0] == f"fragments: {len(fragments_of(cache))}, already compact"
     assert files_of(cache) == files
 
 
+@either_way
 def test_a_dry_run_reports_the_same_and_changes_nothing(cache):
     orphan(cache, 50)
     (cache / "index" / "notes.txt").write_bytes(b"mine")
@@ -284,6 +313,7 @@ def test_row_groups_are_cut_smaller_where_further_columns_are_huge(tmp_path):
     assert len(open_cache(tmp_path).failed()) == num_rows
 
 
+@either_way
 def test_a_damaged_fragment_is_named_and_nothing_is_changed(cache):
     orphan(cache, 50)
     damaged = fragments_of(cache)[3]
@@ -294,6 +324,7 @@ def test_a_damaged_fragment_is_named_and_nothing_is_changed(cache):
     assert files_of(cache) == files
 
 
+@either_way
 def test_a_fragment_that_is_a_link_to_nothing_is_named(cache):
     link = cache / fragment_file(digest("link"))
     link.symlink_to(cache / "nothing")
@@ -302,6 +333,7 @@ def test_a_fragment_that_is_a_link_to_nothing_is_named(cache):
     assert [finding.where for finding in verify_cache(open_storage(cache))] == [str(link)]
 
 
+@either_way
 def test_a_shard_name_that_leads_out_of_the_cache_touches_nothing_there(tmp_path):
     build(tmp_path)
     outside = tmp_path / "outside.safetensors"
@@ -322,11 +354,13 @@ def test_a_folder_without_a_manifest_is_refused_and_left_alone(cache):
     assert files_of(cache) == files
 
 
+@either_way
 def test_an_empty_cache_is_compact(tmp_path):
     build(tmp_path)
     assert compact_cache(open_storage(tmp_path)).lines()[0] == "fragments: 0, already compact"
 
 
+@either_way
 def test_the_same_task_committed_again_after_compaction_gives_one_row(tmp_path):
     first, again = (make_sample().pending("v", created_ns=n) for n in (1, 2))
     other = make_sample(seed=1).pending("w", key="b" * 64)
@@ -341,18 +375,21 @@ def test_the_same_task_committed_again_after_compaction_gives_one_row(tmp_path):
         assert read_index(open_storage(tmp_path))["created_ns"].to_pylist() == [2, 7]
         open_cache(tmp_path).load("v")
         compact_cache(open_storage(tmp_path), grace_seconds=0)
-    assert fragment_of(tmp_path) != name
+    assert is_compact(tmp_path)
+    assert name not in fragments_of(tmp_path)
 
 
+@either_way
 def test_two_compactions_at_once_keep_every_row(cache):
     table = read_index(open_storage(cache))
     with ThreadPoolExecutor(4) as pool:
         reports = list(pool.map(lambda _: compact_cache(open_storage(cache)), range(8)))
     assert {report.rows for report in reports} == {7}
     assert read_index(open_storage(cache)).equals(table)
-    assert fragment_of(cache)
+    assert is_compact(cache)
 
 
+@either_way
 def test_an_orphan_is_swept_once_it_is_older_than_the_grace_period(cache):
     old, young = orphan(cache, 50), orphan(cache, 51, age_seconds=HOUR / 2)
     size = old.stat().st_size
@@ -372,6 +409,7 @@ def test_with_no_grace_period_every_orphan_goes(cache):
     assert list(verify_cache(open_storage(cache))) == []
 
 
+@either_way
 def test_the_shard_of_a_dropped_row_serves_older_readers_for_the_grace_period(tmp_path):
     build(tmp_path, make_sample().pending("v"))
     shard = shard_of(tmp_path)
@@ -387,6 +425,7 @@ def test_the_shard_of_a_dropped_row_serves_older_readers_for_the_grace_period(tm
     open_cache(tmp_path).load("v")
 
 
+@either_way
 def test_files_that_are_not_ours_are_left_alone_and_counted(cache):
     name, shards, index = "e" * 64, cache / "shards", cache / "index"
     strangers = [
@@ -498,12 +537,14 @@ def test_the_verb_prints_a_report_for_people_and_one_for_programs(cache):
 
 
 CHILD = """
-import itertools, os, random, shutil, signal, sys, time
+import functools, itertools, os, random, shutil, signal, sys, time
 from pathlib import Path
 from pipeline.storage import open_storage
 from pipeline.store.compact import compact_cache
+from pipeline.store.bucket_index import open_index
 from pipeline.store.index import read_index
 root, mode, number = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+compact_cache = functools.partial(compact_cache, bucket_from_rows=int(sys.argv[4]))
 CHANGES = ("open", "os.rename", "os.link", "os.remove", "os.utime")
 if mode == "kill at":  # fork once for each point at which a compaction touches the cache folder
     for point in itertools.count():
@@ -553,12 +594,22 @@ if mode == "read":
             assert found[video_id]["status"] == "ok" or row["status"] != "ok", video_id
         known, count = found, count + 1
     print(count, len(known))
+if mode == "look up":  # by one index that stays open, and again by a new one
+    count, known = 0, {}
+    while not (root / "stop").exists():
+        index = open_index(open_storage(root))
+        known |= {video_id: 1 for video_id in index.ids()}
+        for video_id in known:
+            assert index.status(video_id) == "ok", video_id
+        assert set(index.ids()) >= known.keys()
+        count += 1
+    print(count, len(known))
 """
 
 
-def start(root: Path, mode: str, number: int = 0) -> subprocess.Popen:
+def start(root: Path, mode: str, bucket_from_rows: int, number: int = 0) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(root), mode, str(number)],
+        [sys.executable, "-c", CHILD, str(root), mode, str(number), str(bucket_from_rows)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -568,14 +619,16 @@ def start(root: Path, mode: str, number: int = 0) -> subprocess.Popen:
 
 
 @pytest.mark.slow
-def test_a_compaction_killed_at_any_point_loses_nothing_and_the_next_one_tidies_up(cache):
+def test_a_compaction_killed_at_any_point_loses_nothing_and_the_next_one_tidies_up(
+    cache, bucket_from_rows
+):
     for seed in range(50, 57):
         orphan(cache, seed)
     for folder in ("index", "shards"):
         (cache / folder / ".abc.tmp").write_bytes(b"half")
         make_old(cache / folder / ".abc.tmp")
     table = read_index(open_storage(cache))
-    output, errors = start(cache.parent, "kill at").communicate(timeout=120)
+    output, errors = start(cache.parent, "kill at", bucket_from_rows).communicate(timeout=120)
     assert errors == ""
     points = output.splitlines()
     assert len(points) >= 28
@@ -589,7 +642,7 @@ def test_a_compaction_killed_at_any_point_loses_nothing_and_the_next_one_tidies_
         compact_cache(open_storage(root), grace_seconds=0)
         assert read_index(open_storage(root)).equals(table)
         assert list(verify_cache(open_storage(root))) == []
-        assert fragment_of(root)
+        assert is_compact(root)
     assert len(debris) > 3
 
 
@@ -606,16 +659,19 @@ def storm_entries(writer: int, n: int):
 
 
 @pytest.mark.slow
-def test_readers_and_writers_miss_nothing_while_compactions_run_and_are_killed(tmp_path):
+def test_readers_and_writers_miss_nothing_while_compactions_run_and_are_killed(
+    tmp_path, bucket_from_rows
+):
     build(tmp_path)
     for writer in (0, 1):
         for n in range(COMMITS):
             records = [entry.record for entry in storm_entries(writer, n)]
             make_old(tmp_path / shard_file(write_shard(open_storage(tmp_path), records).name))
-    writers = [start(tmp_path, "write", writer) for writer in (0, 1)]
+    writers = [start(tmp_path, "write", bucket_from_rows, writer) for writer in (0, 1)]
     for writer in writers:
         assert writer.stdout.readline() == "ready\n"
-    others = [start(tmp_path, mode, 30) for mode in ("kill often", "compact", "read", "read")]
+    modes = ("kill often", "compact", "read", "read", "look up")
+    others = [start(tmp_path, mode, bucket_from_rows, 30) for mode in modes]
     for writer in writers:
         writer.stdin.write("go\n")
         writer.stdin.flush()
@@ -624,18 +680,19 @@ def test_readers_and_writers_miss_nothing_while_compactions_run_and_are_killed(t
     output, errors = killer.communicate(timeout=120)
     (tmp_path / "stop").touch()
     ended = [process.communicate(timeout=120) for process in endless]
-    assert [errors, *(text for _, text in ended)] == [""] * 4
+    assert [errors, *(text for _, text in ended)] == [""] * 5
     assert output.splitlines() == ["True"] * 30
     for text, _ in ended[1:]:
-        assert int(text.split()[0]) > 10
+        assert int(text.split()[0]) > (10 if bucket_from_rows > 1 else 2)
     compact_cache(open_storage(tmp_path), grace_seconds=0)
     assert list(verify_cache(open_storage(tmp_path))) == []
-    assert fragment_of(tmp_path)
+    assert is_compact(tmp_path)
     cache = open_cache(tmp_path)
     assert len(cache) == 3 * COMMITS
     assert {cache.row(f"shared-{n}").created_ns for n in range(COMMITS)} == {11}
 
 
+@either_way
 def test_a_task_committed_again_while_compaction_merges_it_away_is_one_row(tmp_path):
     build(tmp_path, make_sample(seed=1).pending("w", key="b" * 64))
     video = make_sample().pending("v")
@@ -646,4 +703,4 @@ def test_a_task_committed_again_while_compaction_merges_it_away_is_one_row(tmp_p
         while not commits.done():
             compact_cache(open_storage(tmp_path))
     assert {row.video_id for rows in commits.result() for row in rows} == {"v"}
-    assert list(open_cache(tmp_path).ids()) == ["v", "w"]
+    assert sorted(open_cache(tmp_path).ids()) == ["v", "w"]

@@ -1,6 +1,7 @@
 """Every way a cache can be wrong on disk, done to real files."""
 
 import hashlib
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from pipeline.store.verify import verify_cache
 from schemas.errors import (
     BoundsError,
     CacheCorruptError,
+    CacheError,
     ChecksumError,
     DtypeError,
     FingerprintError,
@@ -356,3 +358,63 @@ def test_with_a_damaged_fragment_no_shard_is_called_an_orphan(tmp_path):
     assert [finding.kind for finding in verify_cache(open_storage(tmp_path))] == [
         "damaged_fragment"
     ]
+
+
+def forge_manifest(root: Path, section: str, name: str, value: object) -> None:
+    """Change a field, and let the fingerprint fit."""
+    body = json.loads((root / "manifest.json").read_text())
+    body[section][name] = value
+    covered = {key: body[key] for key in body if key not in ("about", "fingerprint")}
+    canonical = json.dumps(covered, sort_keys=True, separators=(",", ":"))
+    body["fingerprint"] = hashlib.sha256(canonical.encode()).hexdigest()
+    (root / "manifest.json").write_text(json.dumps(body))
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "value"),
+    [
+        ("encoder", "hidden_size", "8"),
+        ("encoder", "hidden_size", True),
+        ("encoder", "hidden_size", 10**400),
+        ("encoder", "model_type", None),
+        ("encoder", "patches", [16, 2, 2]),
+        ("preprocess", "image_mean", "abc"),
+        ("preprocess", "image_mean", [0.5, 0.5]),
+        ("preprocess", "image_std", [0.5, 0.5, float("inf")]),
+        ("decode", "versions", {"pyav": 18}),
+        ("fusion", "threshold", "0.7"),
+        ("fusion", "budget", 10**400),
+        ("sampling", "fps", [2]),
+        ("about", "model", 1),
+        ("about", "model", {}),
+    ],
+)
+def test_a_manifest_with_a_value_of_another_type_is_refused(tmp_path, row, section, name, value):
+    forge_manifest(tmp_path, section, name, value)
+    with pytest.raises(IndexCorruptError, match=r"manifest\.json cannot be read"):
+        open_cache(tmp_path)
+
+
+def test_a_manifest_with_a_field_nobody_knows_or_nested_too_deep_is_refused(tmp_path, row):
+    path = tmp_path / "manifest.json"
+    path.write_text(path.read_text().replace('"about"', '"more": 1, "about"'))
+    with pytest.raises(IndexCorruptError, match=r"fields \['more'\] are unknown"):
+        open_cache(tmp_path)
+    path.write_text("[" * 100_000)
+    with pytest.raises(IndexCorruptError, match="not a tokenreel manifest"):
+        open_cache(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["manifest", "fragment"])
+def test_a_link_or_a_pipe_in_place_of_a_small_file_is_not_followed_or_waited_for(
+    tmp_path, row, name
+):
+    path = tmp_path / "manifest.json" if name == "manifest" else fragment_of(tmp_path)
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CacheError, match="not a regular file"):
+        open_cache(tmp_path)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(CacheError, match="not a regular file"):
+        open_cache(tmp_path)
