@@ -36,7 +36,8 @@ class LooseRows:
     """
 
     def __init__(self, fragments: Sequence[Fragment]) -> None:
-        self.table = join_tables([fragment.table for fragment in fragments])
+        # Rows are taken again and again, which in a table of many chunks costs as much as they are.
+        self.table = join_tables([fragment.table for fragment in fragments]).combine_chunks()
         self._names = [fragment.name for fragment in fragments]
         sizes = [fragment.table.num_rows for fragment in fragments]
         self._origin = np.repeat(np.arange(len(sizes)), sizes)
