@@ -32,7 +32,7 @@ from jobs.plan import DONE_COLUMNS
 from pipeline.cache import open_cache
 from pipeline.storage import open_storage
 from pipeline.store.bucket_index import MAX_OPEN_BUCKETS, open_index, read_columns
-from pipeline.store.buckets import BUCKET_GROUP_ROWS, pack_bucket
+from pipeline.store.buckets import BLOCK_ROWS, pack_bucket
 from pipeline.store.compact import compact_cache
 from pipeline.store.fragment import (
     INDEX_FOLDER,
@@ -72,7 +72,7 @@ def main() -> None:
     print(f"versions: kernel {platform.release()}, pyarrow {pa.__version__}")
     command = " ".join(["benchmarks/bench_index.py", *sys.argv[1:]])
     print(f"date: {dt.date.today()}  command: python {command}")
-    print(f"load average: {os.getloadavg()[0]:.1f}  rows of a row group: {BUCKET_GROUP_ROWS}\n")
+    print(f"load average: {os.getloadavg()[0]:.1f}  rows of a block: {BLOCK_ROWS}\n")
     print("| loose fragments x rows | open | compact s | again s | open then | MB compacting |")
     print("|-|-|-|-|-|-|")
     if len(sys.argv) == 1:

@@ -156,7 +156,8 @@ def _replace_bucket(storage: Storage, plan: BucketMerge, loose: LooseRows, bucke
     is_doubtful = pc.is_in(settled.winners["video_id"], value_set=doubtful)
     new = set()
     if len(doubtful):
-        rows = join_tables([settled.winners.filter(is_doubtful), settled.witnesses])
+        # Between rows equally old the later place in the fragment decides.
+        rows = join_tables([settled.witnesses, settled.winners.filter(is_doubtful)])
         new.add(_publish(storage, "", _conformed(rows, plan.schema)))
     rows = settled.winners.filter(pc.invert(is_doubtful))
     if rows.num_rows:

@@ -85,13 +85,20 @@ def pack_fragment(rows: Sequence[IndexRow]) -> memoryview:
     return pack_table(rows_to_table(sorted(rows, key=lambda row: row.video_id)))
 
 
-def pack_table(table: pa.Table) -> memoryview:
-    """Rows of the index as the bytes of a Parquet file whose row groups every reader accepts."""
+def pack_table(table: pa.Table, *, for_scans: bool | None = None) -> memoryview:
+    """Rows of the index as the bytes of a Parquet file whose row groups every reader accepts.
+
+    Args:
+        table: the rows.
+        for_scans: with dictionaries and statistics; by default where there are many rows.
+    """
+    if for_scans is None:
+        for_scans = table.num_rows >= LARGE_FRAGMENT_ROWS
     group_rows = min(ROW_GROUP_ROWS, max(1, table.num_rows))
-    data = _packed(table, group_rows)
+    data = _packed(table, group_rows, for_scans)
     while group_rows > 1 and largest_group_bytes(data) > MAX_ROW_GROUP_BYTES:
         group_rows = max(1, group_rows // 4)
-        data = _packed(table, group_rows)
+        data = _packed(table, group_rows, for_scans)
     return memoryview(data)
 
 
@@ -100,16 +107,15 @@ def largest_group_bytes(data: pa.Buffer) -> int:
     return max(_group_bytes(pq.read_metadata(pa.BufferReader(data))), default=0)
 
 
-def _packed(table: pa.Table, group_rows: int) -> pa.Buffer:
+def _packed(table: pa.Table, group_rows: int, for_scans: bool) -> pa.Buffer:
     sink = pa.BufferOutputStream()
-    is_large = table.num_rows >= LARGE_FRAGMENT_ROWS
     pq.write_table(
         table,
         sink,
         compression="zstd",
         row_group_size=group_rows,
-        use_dictionary=is_large,
-        write_statistics=is_large,
+        use_dictionary=for_scans,
+        write_statistics=for_scans,
         write_page_checksum=True,
     )
     return sink.getvalue()

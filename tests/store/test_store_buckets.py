@@ -22,7 +22,7 @@ from jobs.plan import DONE_COLUMNS
 from pipeline.cache import open_cache
 from pipeline.storage import open_storage
 from pipeline.store.bucket_index import BucketIndex, open_index, read_columns
-from pipeline.store.buckets import BUCKET_GROUP_ROWS, BucketFile, pack_bucket
+from pipeline.store.buckets import BLOCK_ROWS, BucketFile, pack_bucket
 from pipeline.store.compact import compact_cache
 from pipeline.store.fragment import (
     bucket_of,
@@ -34,6 +34,7 @@ from pipeline.store.fragment import (
     rows_to_table,
 )
 from pipeline.store.index import Index, read_index
+from pipeline.store.verify import verify_cache
 from schemas.errors import IndexCorruptError, QueryError, VideoNotCachedError
 from tests.store.sample_cache import MANIFEST, build, failed_row, fragments_of, make_sample
 
@@ -61,10 +62,10 @@ def table_of(ids: list[str]) -> pa.Table:
     return rows_to_table([failed_row(video_id, attempts=n) for n, video_id in enumerate(ids)])
 
 
-def write_bucket(root: Path, ids: list[str], *, group_rows: int = 4, name: str = NAME) -> Path:
+def write_bucket(root: Path, ids: list[str], *, block_rows: int = 4, name: str = NAME) -> Path:
     path = root / fragment_file(name)
     path.parent.mkdir(exist_ok=True)
-    path.write_bytes(pack_bucket(table_of(sorted(ids)), group_rows=group_rows))
+    path.write_bytes(pack_bucket(table_of(sorted(ids)), block_rows=block_rows))
     return path
 
 
@@ -112,11 +113,11 @@ IDS = {
 }
 
 
-@pytest.mark.parametrize("group_rows", [1, 4, 10, 256])
+@pytest.mark.parametrize("block_rows", [1, 4, 10, 256])
 @pytest.mark.parametrize("ids", IDS.values(), ids=IDS.keys())
-def test_every_id_is_found_and_no_neighbour_of_one(tmp_path, ids, group_rows):
+def test_every_id_is_found_and_no_neighbour_of_one(tmp_path, ids, block_rows):
     table = table_of(sorted(ids))
-    write_bucket(tmp_path, ids, group_rows=group_rows)
+    write_bucket(tmp_path, ids, block_rows=block_rows)
     bucket = BucketFile(open_storage(tmp_path), NAME)
     for place, video_id in enumerate(sorted(ids)):
         assert bucket.find(video_id).num_rows == 1
@@ -138,9 +139,7 @@ def test_a_row_that_is_found_is_the_row_that_was_written(tmp_path, committed):
     (tmp_path / "index").mkdir()
     data = pack_bucket(rows_to_table(rows))
     (tmp_path / fragment_file(NAME)).write_bytes(data)
-    assert pq.read_metadata(tmp_path / fragment_file(NAME)).num_row_groups == -(
-        -600 // BUCKET_GROUP_ROWS
-    )
+    assert len(directory_of(bytes(data))[2]["blocks"]) == -(-600 // BLOCK_ROWS)
     index = open_index(open_storage(tmp_path))
     assert isinstance(index, BucketIndex)
     assert [index.row(name) for name in ids] == rows
@@ -181,17 +180,25 @@ def with_directory(data: bytes, directory: object) -> bytes:
     return data[:begin] + body + digest + len(body).to_bytes(8, "little") + data[end + 16 :]
 
 
+def with_blocks(directory: dict, change) -> dict:
+    return {**directory, "blocks": [change(block) for block in directory["blocks"]]}
+
+
 HOSTILE = {
-    "no groups key": lambda d: {},
+    "no blocks": lambda d: {},
     "a list": lambda d: [],
-    "swapped groups": lambda d: {**d, "groups": d["groups"][::-1]},
-    "a lost group": lambda d: {**d, "groups": [d["groups"][0], *d["groups"][2:]]},
-    "other first ids": lambda d: {**d, "groups": [["!", *g[1:]] for g in d["groups"]]},
-    "numbers for ids": lambda d: {**d, "groups": [[1, *g[1:]] for g in d["groups"]]},
-    "huge places": lambda d: {**d, "groups": [[*g[:2], 2**70, 2**71, g[4]] for g in d["groups"]]},
-    "places before the file": lambda d: {**d, "head": -5},
-    "a huge head": lambda d: {**d, "head": 2**62},
-    "more rows": lambda d: {**d, "groups": [[g[0], g[1] + 1, *g[2:]] for g in d["groups"]]},
+    "another schema": lambda d: {**d, "schema": "AAAA"},
+    "swapped blocks": lambda d: {**d, "blocks": d["blocks"][::-1]},
+    "a lost block": lambda d: {**d, "blocks": [d["blocks"][0], *d["blocks"][2:]]},
+    "other first ids": lambda d: with_blocks(d, lambda b: ["!", *b[1:]]),
+    "numbers for ids": lambda d: with_blocks(d, lambda b: [1, *b[1:]]),
+    "text for numbers": lambda d: with_blocks(d, lambda b: [*b[:5], "1"]),
+    "huge places": lambda d: with_blocks(d, lambda b: [*b[:2], 2**70, *b[3:]]),
+    "places before the file": lambda d: with_blocks(d, lambda b: [*b[:2], -5, *b[3:]]),
+    "blocks that unpack to much": lambda d: with_blocks(d, lambda b: [*b[:4], 2**62, b[5]]),
+    "blocks that unpack to little": lambda d: with_blocks(d, lambda b: [*b[:4], 8, b[5]]),
+    "more rows": lambda d: with_blocks(d, lambda b: [b[0], b[1] + 1, *b[2:]]),
+    "other digests": lambda d: with_blocks(d, lambda b: [*b[:5], b[5] ^ 1]),
 }
 
 
@@ -210,6 +217,34 @@ def test_a_directory_that_lies_is_an_error_or_changes_nothing(tmp_path, change):
     assert errors
     assert all(NAME in error for error in errors)
     assert read_index(open_storage(tmp_path))["video_id"].to_pylist() == ids
+
+
+def test_verify_finds_a_directory_that_holds_other_rows_than_the_file(tmp_path):
+    ids = sorted(ids_of_bucket(7, 20))
+    build(tmp_path)
+    path = write_bucket(tmp_path, ids)
+    assert list(verify_cache(open_storage(tmp_path))) == []
+    mine = path.read_bytes()
+    path.write_bytes(pack_bucket(table_of(ids[:10]), block_rows=4))
+    theirs = path.read_bytes()
+    begin, _, directory = directory_of(theirs)
+    first = directory["blocks"][0][2]
+    place = directory_of(mine)[2]["blocks"][0][2]
+    moved = with_blocks(directory, lambda b: [*b[:2], b[2] - first + place, *b[3:]])
+    footer = mine[footer_begin(mine) :]
+    body = json.dumps(moved).encode()
+    digest = xxh3_64_intdigest(body).to_bytes(8, "little")
+    lie = mine[:place] + theirs[first:begin] + body + digest + len(body).to_bytes(8, "little")
+    path.write_bytes(lie + b"TRBUCKET" + footer)
+    assert read_index(open_storage(tmp_path))["video_id"].to_pylist() == ids
+    (finding,) = verify_cache(open_storage(tmp_path))
+    assert finding.kind == "damaged_fragment"
+    assert "its directory holds other rows" in finding.error
+
+
+def footer_begin(data: bytes) -> int:
+    """Where the Parquet footer begins."""
+    return len(data) - 8 - int.from_bytes(data[-8:-4], "little")
 
 
 def test_a_flipped_bit_is_an_error_or_changes_nothing(tmp_path):

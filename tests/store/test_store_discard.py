@@ -243,7 +243,7 @@ def test_rows_of_a_bucket_are_kept_when_only_what_finds_them_is_damaged(cache):
     table = read_index(open_storage(cache))
     path = max(fragments_of(cache))
     data = path.read_bytes()
-    path.write_bytes(data.replace(b'{"head"', b'{"haed"'))
+    path.write_bytes(data.replace(b'{"schema"', b'{"shcema"'))
     (finding,) = verify_cache(open_storage(cache))
     assert (finding.kind, finding.where) == ("damaged_fragment", str(path))
     discard(cache)
