@@ -20,7 +20,7 @@ from schemas.video import SampledFrames, VideoProbe, VideoRef
 
 Frames = npt.NDArray[np.uint8]
 Resize = Callable[[Frames, VideoProbe, int], Frames]
-Deliver = Callable[["ReadVideo"], None]
+Deliver = Callable[["ReadVideo | Exception"], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,8 @@ class ReadAhead:
         config: ``decode.children`` videos are read at once, and no further one is begun while
             ``decode.read_ahead_bytes`` of frames wait.
         resize: as in ``FrameReader.read``.
-        deliver: called from the reading threads, which must not be held up.
+        deliver: called from the reading threads, which must not be held up; with an error when
+            videos cannot be fetched at all, and with none of them after it.
     """
 
     def __init__(self, config: BuildConfig, resize: Resize, deliver: Deliver) -> None:
@@ -95,19 +96,27 @@ class ReadAhead:
                 read = self._read(reader, task)
                 if self._is_closed:  # whoever was broken off has not failed
                     return
+                if isinstance(read, Exception):
+                    self._deliver(read)
+                    return
                 self._room.enter(read.num_bytes)
                 self._deliver(read)
 
-    def _read(self, reader: FrameReader, task: Task) -> ReadVideo:
+    def _read(self, reader: FrameReader, task: Task) -> ReadVideo | Exception:
         ref = task.ref
         video = ReadVideo(ref, task.attempts + 1, task.newer_than_ns, None, None, 0.0)
         started = time.perf_counter()
         try:
             with local_copy(ref.path, is_wanted=lambda: not self._is_closed) as path:
                 digest, sampled = self._sample(reader, ref.path, path)
-        except OSError as error:
+        except (FileNotFoundError, PermissionError) as error:
             return replace(video, error=_unfetched(ref.path, error))
-        except TokenreelError as error:
+        except OSError as error:
+            return TokenreelError(
+                f"{ref.path} cannot be fetched: {error.strerror or error}. Nothing finished is "
+                "lost: run the same command again once the store answers and TMPDIR has room."
+            )
+        except Exception as error:  # whatever is wrong with one video becomes its failed row
             return replace(video, error=error)
         if isinstance(sampled, Exception):
             return replace(video, content_sha256=digest, error=sampled)

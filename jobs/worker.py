@@ -153,7 +153,10 @@ class Worker:
             except Empty:
                 return pack, events
 
-    def _take_video(self, video: ReadVideo) -> None:
+    def _take_video(self, video: ReadVideo | Exception) -> None:
+        if isinstance(video, Exception):
+            self._inbox.put(video)
+            return
         if video.sampled is not None:
             frames = page_locked(video.sampled.frames, self._encoder.device)
             video = replace(video, sampled=replace(video.sampled, frames=frames))

@@ -15,7 +15,7 @@ from pipeline.store.bucket_index import BucketIndex, open_index
 from pipeline.store.features import read_features
 from pipeline.store.index import Index
 from pipeline.store.manifest import read_manifest
-from pipeline.store.memory import RowMemory
+from pipeline.store.memory import RowMemory, this_device, wait_for_copies
 from pipeline.store.reader import open_video, prefetch_video
 from pipeline.store.recent import RecentRows
 from pipeline.store.selection import count_rows, count_rows_below
@@ -172,11 +172,26 @@ class TokenCache:
             TokenreelError: as ``load``, at the turn of the video in question.
         """
         threads = self.storage.reads_at_once
-        load = partial(self.load, budget=budget, threshold=threshold, device=device)
+        load = partial(
+            self._load_whole, budget=budget, threshold=threshold, device=this_device(device)
+        )
         wanted = self.ids() if video_ids is None else video_ids
         yield from map_ahead(
             load, wanted, threads=threads, ahead=threads if ahead is None else ahead
         )
+
+    def _load_whole(
+        self,
+        video_id: str,
+        *,
+        budget: float | int | None,
+        threshold: float | None,
+        device: str | torch.device,
+    ) -> CachedVideo:
+        """``load`` for another thread: on a GPU nothing is under way any more."""
+        video = self.load(video_id, budget=budget, threshold=threshold, device=device)
+        wait_for_copies(device)
+        return video
 
     def load_many(
         self,

@@ -18,6 +18,7 @@ Each message says which video or file, what was found, what was expected, and wh
         +-- CacheNotFoundError (FileNotFoundError)
         +-- CacheMismatchError (ValueError)  the cache was built with another configuration
         +-- VideoNotCachedError (KeyError)   no such video, or it failed
+        +-- CacheUnreachableError (OSError)  it cannot be read now; nothing is known to be lost
         +-- BudgetError (ValueError)         the stored order cannot serve this budget or threshold
         +-- CacheCorruptError (OSError)      what is on disk is not what was committed
             +-- FormatVersionError           another format version
@@ -122,6 +123,10 @@ class VideoNotCachedError(CacheError, KeyError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+class CacheUnreachableError(CacheError, OSError):
+    """The place where the cache lies cannot be read now; nothing is known to be lost."""
 
 
 class BudgetError(CacheError, ValueError):

@@ -6,6 +6,7 @@ written to again.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -16,6 +17,15 @@ if TYPE_CHECKING:
 
 TEMPORARY_SUFFIX = ".tmp"
 """Ending of files that are not committed; readers never look at them."""
+
+
+_ABSENT = frozenset({None, *(errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO)})
+"""What ``OSError.errno`` is where a file is not there or not a file; None comes from no system."""
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether ``error`` says that something cannot be read now, and nothing about what it holds."""
+    return isinstance(error, OSError) and error.errno not in _ABSENT
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,8 @@ def open_storage(location: Location) -> Storage:
     """
     text = os.fspath(location)
     scheme = scheme_of(text)
+    if any(text.startswith(f"{remote}:/") for remote in REMOTE_SCHEMES) and not scheme:
+        raise ConfigError(f"{text!r}: a Path drops a slash of a URL; give it as text")
     if scheme in REMOTE_SCHEMES:
         from pipeline.storage.objects import ObjectStorage
 

@@ -5,6 +5,7 @@ Each operation is one request, tried again with back-off by the client. Objects 
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -12,7 +13,6 @@ from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from pipeline.storage.base import TEMPORARY_SUFFIX, StoredFile
 from pipeline.storage.prefetched import PrefetchedRanges
@@ -46,12 +46,19 @@ def connect(url: str) -> ObjectStore:
     from obstore.exceptions import BaseError
     from obstore.store import from_url
 
-    parts = urlsplit(url)
-    if not parts.netloc:
-        raise ConfigError(f"{url!r} names no bucket; expected {parts.scheme}://bucket/prefix")
-    settings: dict[str, Any] = {}
-    if parts.scheme.lower() == "s3":
-        settings = _s3_settings()
+    scheme, _, rest = url.partition("://")
+    if not rest.partition("/")[0]:
+        raise ConfigError(f"{url!r} names no bucket; expected {scheme}://bucket/prefix")
+    if any(letter in rest for letter in "#?%"):
+        raise ConfigError(f"{url!r} holds one of # ? %, which no prefix of a cache may")
+    # A whole video may take longer than any limit; what must not happen is that nothing comes.
+    client: dict[str, Any] = {
+        "timeout": timedelta(days=1),
+        "read_timeout": timedelta(seconds=30),
+    }
+    settings: dict[str, Any] = {"client_options": client}
+    if scheme.lower() == "s3":
+        _set_up_s3(settings, client)
     try:
         return from_url(
             url,
@@ -65,31 +72,31 @@ def connect(url: str) -> ObjectStore:
         raise ConfigError(f"cannot use {url!r}: {first_line(error)}") from error
 
 
-def _s3_settings() -> dict[str, Any]:
+def _set_up_s3(settings: dict[str, Any], client: dict[str, Any]) -> None:
     endpoint = next((os.environ[name] for name in _ENDPOINTS if os.environ.get(name)), "")
-    settings: dict[str, Any] = {}
     if endpoint:
         settings["endpoint"] = endpoint
-        settings["client_options"] = {"allow_http": endpoint.startswith("http://")}
+        client["allow_http"] = endpoint.startswith("http://")
     has_profile = "AWS_PROFILE" in os.environ or (Path.home() / ".aws" / "credentials").is_file()
     if has_profile and "AWS_ACCESS_KEY_ID" not in os.environ and find_spec("boto3"):
         from obstore.auth.boto3 import Boto3CredentialProvider
 
         settings["credential_provider"] = Boto3CredentialProvider()
-    return settings
 
 
 @contextmanager
 def errors_as_os_error(what: str) -> Iterator[None]:
     """Turn the client's errors into ``OSError`` with one line; a missing object stays missing."""
-    from obstore.exceptions import BaseError
+    from obstore.exceptions import BaseError, PermissionDeniedError
 
     try:
         yield
     except FileNotFoundError as error:
-        raise FileNotFoundError(None, "there is no such object", what) from error
-    except BaseError as error:
-        raise OSError(None, first_line(error), what) from error
+        raise FileNotFoundError(errno.ENOENT, "there is no such object", what) from error
+    except PermissionDeniedError as error:
+        raise PermissionError(errno.EACCES, first_line(error), what) from error
+    except (BaseError, ValueError) as error:
+        raise OSError(errno.EIO, first_line(error), what) from error
 
 
 def first_line(error: Exception) -> str:
@@ -105,8 +112,18 @@ class ObjectStorage:
 
     def __init__(self, location: str) -> None:
         self.location = location.rstrip("/")
-        self._client = connect(self.location)
+        self._connected = connect(self.location)
+        self._pid = os.getpid()
         self._prefetched = PrefetchedRanges()
+
+    @property
+    def _client(self) -> ObjectStore:
+        if os.getpid() != self._pid:  # its threads stayed behind: every request would hang
+            raise CacheError(
+                f"{self.location} was opened before this process was forked off. Open it in each "
+                "process, or start processes with spawn."
+            )
+        return self._connected
 
     def __repr__(self) -> str:
         return f"ObjectStorage({self.location!r})"
@@ -163,8 +180,11 @@ class ObjectStorage:
             FileNotFoundError: there is no such object.
             OSError: they cannot be fetched.
         """
-        waiting = self._prefetched.take((name, position, num_bytes))
-        return waiting if waiting is not None else self._fetch(name, position, num_bytes)
+        with suppress(OSError):  # a second try may find it
+            waiting = self._prefetched.take((name, position, num_bytes))
+            if waiting is not None:
+                return waiting
+        return self._fetch(name, position, num_bytes)
 
     def _fetch(self, name: str, position: int, num_bytes: int) -> memoryview:
         import obstore
@@ -251,8 +271,8 @@ def _listed(name: str, entry: ObjectMeta) -> StoredFile:
 
 
 def modified_ns(entry: ObjectMeta) -> int:
-    """When an object was written, in ns since 1970; stores tell milliseconds at best."""
-    return int(entry["last_modified"].timestamp() * 1000) * 10**6
+    """When an object was written, in ns since 1970: whole seconds, as a HEAD request tells it."""
+    return int(entry["last_modified"].timestamp()) * 10**9
 
 
 class ObjectRange:

@@ -159,7 +159,8 @@ class BucketIndex:
         Raises:
             QueryError: what DuckDB objects to, in one line.
         """
-        if not self._storage.can_rename:
+        has_wildcard = any(letter in self._storage.location for letter in "*?[]")
+        if not self._storage.can_rename or has_wildcard:  # DuckDB would take the paths for patterns
             return query_table(self.table, sql, columns=columns)
         return self._while_there(lambda parts: self._query_files(parts, sql, columns))
 
@@ -267,7 +268,7 @@ class BucketIndex:
             self._parts = read_parts(self._storage, self._columns)
             for name in self._parts.buckets.values():
                 try:
-                    self._storage.open_input(fragment_file(name)).close()
+                    self._storage.stat(fragment_file(name))
                 except FileNotFoundError:
                     if name in fragment_names(self._storage):
                         raise link_to_nothing(self._storage, name) from None

@@ -26,7 +26,7 @@ from pipeline.store.fragment import (
     read_fragment,
     unreadable,
 )
-from schemas.errors import IndexCorruptError
+from schemas.errors import CacheError
 
 BLOCK_ROWS = 64
 """Rows of one block. Fewer pack worse, more take longer to unpack."""
@@ -112,7 +112,7 @@ class BucketFile:
         try:
             self._file = storage.open_input(fragment_file(name))
             self._read_directory()
-        except (FileNotFoundError, IndexCorruptError):
+        except (FileNotFoundError, CacheError):
             raise
         except _DAMAGE as error:
             raise unreadable(self._where, error) from error

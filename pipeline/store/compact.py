@@ -150,13 +150,9 @@ def compact_cache(
         shards_waiting=sweep.counts["waiting"],
         temporary_files_swept=sweep.counts["temporary_files"],
         bytes_freed=sweep.counts["bytes"],
-        foreign_files=sweep.counts["foreign"] - sum(map(_is_bucket, outcome.names)),
+        foreign_files=sweep.counts["foreign"],
         is_dry_run=dry_run,
     )
-
-
-def _is_bucket(name: str) -> bool:
-    return named_bucket(name) is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,7 +184,7 @@ def _merge(
             raise next(iter(damage.values()))
         say(f"reading {len(heads)} fragments")
         is_large = sum(head.num_rows for head in heads.values()) >= bucket_from_rows
-        if not is_large and not any(map(_is_bucket, heads)):
+        if not is_large and all(named_bucket(name) is None for name in heads):
             return _merge_whole(storage, max_fragment_rows, dry_run, say)
         try:
             return _merge_buckets(storage, heads, rows_at_once, dry_run, say)

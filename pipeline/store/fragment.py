@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from xxhash import xxh3_64_intdigest
 
-from pipeline.storage import Storage
-from schemas.errors import CacheError, IndexCorruptError
+from pipeline.storage import Storage, is_outage
+from schemas.errors import CacheError, CacheUnreachableError, IndexCorruptError
 from schemas.index import INDEX_SCHEMA, IndexRow
 from schemas.video import Scalar
 
@@ -20,7 +20,7 @@ FRAGMENT_SUFFIX = ".parquet"
 
 NUM_BUCKETS = 256
 
-_NAME = re.compile(r"(?:([0-9a-f]{2})-)?[0-9a-f]{64}")
+FRAGMENT_NAME = re.compile(r"(?:([0-9a-f]{2})-)?[0-9a-f]{64}")
 
 ROW_GROUP_ROWS = 65536
 LARGE_FRAGMENT_ROWS = 4096
@@ -53,7 +53,7 @@ def fragment_names(storage: Storage) -> list[str]:
     """The committed fragments, by name; other files in the folder are not ours to read."""
     names = [file.name for file in storage.files(INDEX_FOLDER)]
     stems = [n.removesuffix(FRAGMENT_SUFFIX) for n in names if n.endswith(FRAGMENT_SUFFIX)]
-    return [stem for stem in stems if _NAME.fullmatch(stem)]
+    return [stem for stem in stems if FRAGMENT_NAME.fullmatch(stem)]
 
 
 def bucket_of(video_id: str) -> int:
@@ -72,7 +72,7 @@ def buckets_of(ids: pa.ChunkedArray) -> npt.NDArray[np.uint8]:
 
 def named_bucket(name: str) -> int | None:
     """The bucket whose rows the fragment called ``name`` holds; None when it may hold any."""
-    found = _NAME.fullmatch(name)
+    found = FRAGMENT_NAME.fullmatch(name)
     return int(found[1], 16) if found and found[1] else None
 
 
@@ -187,6 +187,7 @@ def read_fragment(storage: Storage, name: str, columns: list[str] | None = None)
     Raises:
         FileNotFoundError: it is gone; somebody removed it since it was listed.
         IndexCorruptError: not a fragment of format 1, or one that unpacks to too much.
+        CacheUnreachableError: it cannot be read now.
     """
     where = storage.where(fragment_file(name))
     try:
@@ -195,6 +196,8 @@ def read_fragment(storage: Storage, name: str, columns: list[str] | None = None)
     except FileNotFoundError:
         raise
     except OSError as error:
+        if isinstance(error, CacheError):
+            raise
         raise unreadable(where, error) from error
     _check_bucket(where, name, table)
     return table
@@ -238,9 +241,11 @@ def parse_fragment(file: pa.NativeFile, where: str, columns: list[str] | None = 
     return table.select(columns).replace_schema_metadata(None)
 
 
-def unreadable(where: str, error: Exception) -> IndexCorruptError:
-    """The error of a fragment that ``error`` kept from being read."""
+def unreadable(where: str, error: Exception) -> CacheError:
+    """The error of a fragment that ``error`` kept from being read: damage, or an outage."""
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if is_outage(error):
+        return CacheUnreachableError(f"index fragment {where} cannot be read now: {reason}")
     return IndexCorruptError(
         f"index fragment {where} cannot be read: {reason}. Take it out of service with "
         "`tokenreel verify CACHE --discard`; the next build encodes what it listed anew."

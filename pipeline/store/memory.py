@@ -109,3 +109,20 @@ def byte_view(rows: torch.Tensor) -> memoryview:
     import torch
 
     return rows.view(torch.uint8).numpy().reshape(-1).data
+
+
+def this_device(device: str | torch.device) -> str | torch.device:
+    """``device``, with the number of the calling thread's GPU where it names none."""
+    if str(device) != "cuda":
+        return device
+    import torch
+
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def wait_for_copies(device: str | torch.device) -> None:
+    """Wait until what the calling thread began on a GPU is done; other threads may then use it."""
+    import torch
+
+    if torch.device(device).type == "cuda":
+        torch.cuda.current_stream(device).synchronize()

@@ -8,12 +8,14 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from pipeline.storage import RangeReader, Storage
+from pipeline.storage import RangeReader, Storage, is_outage
 from pipeline.store.head import Head
 from pipeline.store.shard import shard_file
 from schemas.errors import (
     BoundsError,
     CacheCorruptError,
+    CacheError,
+    CacheUnreachableError,
     ChecksumError,
     FingerprintError,
     FormatVersionError,
@@ -162,9 +164,9 @@ class VideoReader:
             position += count
             buffers = unfilled(buffers, count)
 
-    def _unreadable(self, position: int, error: OSError) -> ShortReadError:
-        return ShortReadError(
-            f"{self._where()}: byte {position} cannot be read: {error.strerror or error}. {MEND}"
+    def _unreadable(self, position: int, error: OSError) -> CacheError:
+        return CacheUnreachableError(
+            f"{self._where()}: byte {position} cannot be read now: {error.strerror or error}"
         )
 
     def _bad_row(
@@ -248,7 +250,11 @@ def bytes_up_to(layout: RecordLayout, num_rows: int) -> int:
     return layout.head_bytes + num_rows * (features.num_bytes // features.shape[0])
 
 
-def _missing(row: IndexRow, where: str, error: OSError) -> ShardMissingError:
+def _missing(row: IndexRow, where: str, error: OSError) -> CacheError:
+    if is_outage(error):
+        return CacheUnreachableError(
+            f"video {row.video_id!r}: shard {where} cannot be opened now: {error.strerror or error}"
+        )
     reason = "a symbolic link" if error.errno == errno.ELOOP else error.strerror
     return ShardMissingError(
         f"video {row.video_id!r}: shard {where} cannot be opened: {reason}. "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from threading import Lock
 
 from schemas.index import IndexRow
 
@@ -17,6 +18,7 @@ class RecentRows:
 
     def __init__(self) -> None:
         self._rows: dict[str, IndexRow] = {}
+        self._lock = Lock()
 
     def __reduce__(self) -> tuple[type[RecentRows], tuple[()]]:
         return RecentRows, ()
@@ -26,7 +28,8 @@ class RecentRows:
         row = self._rows.get(video_id)
         if row is None:
             row = look_up(video_id)
-            if len(self._rows) >= MAX_ROWS:
-                self._rows.pop(next(iter(self._rows), ""), None)
-            self._rows[video_id] = row
+            with self._lock:
+                if len(self._rows) >= MAX_ROWS:
+                    del self._rows[next(iter(self._rows))]
+                self._rows[video_id] = row
         return row

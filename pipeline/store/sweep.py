@@ -12,13 +12,15 @@ from typing import Literal
 
 from pipeline.storage import Storage, StoredFile
 from pipeline.storage.base import TEMPORARY_SUFFIX
-from pipeline.store.fragment import FRAGMENT_SUFFIX, INDEX_FOLDER
+from pipeline.store.fragment import FRAGMENT_NAME, FRAGMENT_SUFFIX, INDEX_FOLDER
 from pipeline.store.index import read_fragments
 from pipeline.store.shard import SHARD_FOLDER, SHARD_SUFFIX, shard_file
 from schemas.index import DIGEST_NAME
 
 _STAGED_NAME = re.compile(rf"\.[0-9a-f]{{32}}{re.escape(TEMPORARY_SUFFIX)}")
 _ASIDE_NAME = re.compile(rf"\.([0-9a-f]{{64}})\.[0-9a-f]{{32}}{re.escape(TEMPORARY_SUFFIX)}")
+
+_NAMES = {f"{INDEX_FOLDER}/": FRAGMENT_NAME, f"{SHARD_FOLDER}/": DIGEST_NAME}
 
 Standing = Literal["used", "waiting", "unused"]
 """Of a shard: a row refers to it; none does, but it is young; none does."""
@@ -83,7 +85,7 @@ class Sweep:
                 self._sweep_shard(file, aside[1])
             elif file.name.endswith(TEMPORARY_SUFFIX):
                 self._sweep_temporary(folder, file)
-            elif not DIGEST_NAME.fullmatch(stem) or dot + suffix != _SUFFIXES[folder]:
+            elif not _NAMES[folder].fullmatch(stem) or dot + suffix != _SUFFIXES[folder]:
                 self.counts["foreign"] += 1
             elif folder == f"{SHARD_FOLDER}/":
                 self._sweep_shard(file, stem)

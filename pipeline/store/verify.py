@@ -9,7 +9,7 @@ from itertools import groupby
 
 from safetensors import SafetensorError, safe_open
 
-from pipeline.storage import RangeReader, Storage
+from pipeline.storage import RangeReader, Storage, is_outage
 from pipeline.storage.base import TEMPORARY_SUFFIX
 from pipeline.store.buckets import BucketFile
 from pipeline.store.fp8 import check_scale
@@ -19,7 +19,12 @@ from pipeline.store.manifest import read_manifest
 from pipeline.store.merge import Fragment, merge_fragments
 from pipeline.store.reader import open_video
 from pipeline.store.shard import SHARD_FOLDER, SHARD_SUFFIX, shard_file
-from schemas.errors import CacheCorruptError, IndexCorruptError, TokenreelError
+from schemas.errors import (
+    CacheCorruptError,
+    CacheUnreachableError,
+    IndexCorruptError,
+    TokenreelError,
+)
 from schemas.index import IndexRow
 
 FINDINGS = ("damaged_video", "damaged_shard", "damaged_fragment", "orphan_shard", "temporary_file")
@@ -62,7 +67,8 @@ def verify_cache(storage: Storage) -> Iterator[VerifyFinding]:
 
     Raises:
         CacheNotFoundError: there is no cache.
-        CacheCorruptError: its manifest cannot be read.
+        CacheCorruptError: its manifest is damaged.
+        CacheUnreachableError: something cannot be read now, which says nothing about damage.
     """
     fingerprint = read_manifest(storage).fingerprint
     fragments, damage = scan_fragments(storage)
@@ -131,6 +137,8 @@ def _check_shard(
                 if reader.head.scale is not None:
                     check_scale(reader.head.scale, str(row.dtype))
             readable.append(row)
+        except CacheUnreachableError:
+            raise
         except TokenreelError as error:
             yield _damaged_video(where, row.video_id, row.created_ns, error)
     if readable:
@@ -154,6 +162,10 @@ def _header_problem(storage: Storage, name: str, rows: Sequence[IndexRow]) -> st
             with safe_open(storage.where(name), framework="numpy"):
                 pass
     except (SafetensorError, OSError, RuntimeError, ValueError, RecursionError) as error:
+        if is_outage(error):
+            raise CacheUnreachableError(
+                f"{storage.where(name)} cannot be read now: {error}"
+            ) from error
         return f"the header is not safetensors: {error}"
     return _unlisted(entries, length, rows)
 

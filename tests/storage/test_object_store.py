@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 
+from jobs.cli import cli
 from pipeline.cache import open_cache
 from pipeline.storage import open_storage
 from pipeline.storage.prefetched import PrefetchedRanges
 from pipeline.store.commit import commit_videos
 from pipeline.store.compact import compact_cache
+from pipeline.store.index import read_index
 from pipeline.store.manifest import create_or_check
 from pipeline.store.shard import write_shard
 from pipeline.store.verify import verify_cache
@@ -23,6 +26,7 @@ from schemas.errors import (
     CacheError,
     CacheMismatchError,
     CacheNotFoundError,
+    CacheUnreachableError,
     ChecksumError,
     ConfigError,
     IndexCorruptError,
@@ -249,3 +253,62 @@ def test_ranges_beyond_the_room_for_prefetching_are_fetched_when_they_are_read()
     assert ranges.take(("a", 0, 60)) is None
     ranges.start(("b", 0, 60), lambda: memoryview(bytes(60)))
     assert len(ranges.take(("b", 0, 60))) == 60
+
+
+def test_an_outage_is_no_damage_and_nothing_is_discarded(monkeypatch, place, sample):
+    build(place, sample.pending("v"))
+    storage = open_storage(place)
+    cache = open_cache(place)
+    monkeypatch.setattr("pipeline.storage.objects.MAX_RETRIES", 0)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    away = open_storage(place)
+    with pytest.raises(CacheUnreachableError, match="cannot be read now"):
+        replace(cache, storage=away).load("v")
+    found = CliRunner().invoke(cli, ["verify", place, "--discard"])
+    assert found.exit_code == 1
+    assert [row["status"] for row in read_index(storage).to_pylist()] == ["ok"]
+
+
+@pytest.mark.parametrize("url", ["s3://b/my#cache", "s3://b/run?1", "s3://b/a%20b"])
+def test_a_url_that_the_client_would_read_otherwise_is_refused(bucket, url):
+    with pytest.raises(ConfigError, match="which no prefix of a cache may"):
+        open_storage(url)
+
+
+def test_a_url_given_as_a_path_is_refused_for_it_has_lost_a_slash(bucket):
+    with pytest.raises(ConfigError, match="give it as text"):
+        open_storage(Path("s3://bucket/cache"))
+
+
+def test_a_cache_opened_before_a_fork_says_so_instead_of_hanging(place, sample):
+    build(place, sample.pending("v"))
+    cache = open_cache(place)
+    script = (
+        "import os, sys\n"
+        "from pipeline.cache import open_cache\n"
+        "from schemas.errors import CacheError\n"
+        "cache = open_cache(sys.argv[1])\n"
+        "if os.fork() == 0:\n"
+        "    try:\n"
+        "        cache.load('v')\n"
+        "    except CacheError as error:\n"
+        "        os._exit(7 if 'forked' in str(error) else 1)\n"
+        "    os._exit(0)\n"
+        "sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, place], cwd=REPOSITORY, timeout=60)
+    assert done.returncode == 7
+    assert cache.load("v").num_tokens == 40
+
+
+def test_a_prefetch_that_failed_is_tried_again_by_the_load(bucket, place, sample):
+    build(place, sample.pending("v"))
+    cache, storage = open_cache(place), open_storage(place)
+    name = shard_name(place)
+    data = bytes(storage.open_input(name).read())
+    storage.remove(name)
+    cache.prefetch(["v"])
+    while not any("GET" in line and "/shards/" in line for line in bucket.requests()[-3:]):
+        pass
+    storage.replace(name, [data])
+    assert cache.load("v").num_tokens == 40

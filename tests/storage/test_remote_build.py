@@ -1,9 +1,11 @@
 """Corpora and builds in an object store, against a real S3 server on loopback."""
 
+import dataclasses
 import json
 import subprocess
 import sys
 from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 import torch
@@ -11,14 +13,16 @@ from click.testing import CliRunner
 
 from jobs.build import build, plan_build
 from jobs.cli import cli
+from jobs.plan import Task
+from jobs.read_ahead import ReadAhead
 from pipeline.cache import open_cache
 from pipeline.corpus import find_videos
 from pipeline.decode.clips import write_scene_clip
 from pipeline.storage import open_storage
-from pipeline.storage.remote import file_digest, local_copy
+from pipeline.storage.remote import _client, file_digest, local_copy
 from pipeline.store.verify import verify_cache
 from schemas.config_file import parse_config
-from schemas.errors import CorpusError
+from schemas.errors import CorpusError, TokenreelError
 
 REPOSITORY = Path(__file__).parents[2]
 NAMES = ["a.mp4", "b c%20é.mp4", "sub/c.webm.mp4", "broken.mp4"]
@@ -184,3 +188,22 @@ def test_two_builds_at_once_into_one_prefix_leave_one_row_for_each_video(
     assert list(verify_cache(open_storage(place))) == []
     for video_id in open_cache(place).ids():
         open_cache(place).load(video_id)
+
+
+def test_a_store_that_does_not_answer_ends_the_build_and_fails_no_video(
+    corpus, config, monkeypatch
+):
+    (ref,) = find_videos([f"{corpus}/a.mp4"])
+    monkeypatch.setattr("pipeline.storage.objects.MAX_RETRIES", 0)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    _client.cache_clear()
+    said = SimpleQueue()
+    reading = ReadAhead(config, lambda frames, probe, count: frames, said.put)
+    try:
+        reading.add([Task(ref), Task(dataclasses.replace(ref, path=f"{corpus}//b.mp4"))])
+        error = said.get(timeout=60)
+    finally:
+        reading.close()
+        _client.cache_clear()
+    assert isinstance(error, TokenreelError)
+    assert "run the same command again" in str(error)
