@@ -20,7 +20,7 @@ from pipeline.store.manifest import create_or_check, find_manifest
 from pipeline.store.shard import shard_sizes
 from schemas.config import BuildConfig
 from schemas.errors import FailureBudgetExceeded
-from schemas.manifest import Manifest
+from schemas.manifest import Manifest, StoreIdentity
 
 
 class Runner(Protocol):
@@ -89,7 +89,11 @@ def plan_build(
         return make_plan(videos, None, retry_failed=retry_failed, limit=limit)
     decode = dataclasses.replace(manifest.decode, decoder=config.decode.decoder)
     asked = dataclasses.replace(
-        manifest, sampling=config.sampling, fusion=config.fusion, decode=decode
+        manifest,
+        sampling=config.sampling,
+        fusion=config.fusion,
+        decode=decode,
+        store=StoreIdentity(config.store.encoding),
     )
     manifest.require_same(asked, where=storage.location)
     return make_plan(

@@ -20,7 +20,7 @@ from pipeline.store.reader import open_video, prefetch_video
 from pipeline.store.recent import RecentRows
 from pipeline.store.selection import count_rows, count_rows_below
 from pipeline.store.video import CachedVideo, assemble_video
-from schemas.errors import VideoNotCachedError
+from schemas.errors import ConfigError, VideoNotCachedError
 from schemas.index import IndexRow
 from schemas.manifest import Manifest
 
@@ -88,6 +88,8 @@ class TokenCache:
             VideoNotCachedError: no such video; near ids are suggested.
             CacheCorruptError: the row contradicts itself.
         """
+        if not isinstance(video_id, str):
+            raise VideoNotCachedError(f"no video {video_id!r} in this cache; ids are text")
         return self._recent.get(video_id, self._index.row)
 
     def query(self, sql: str, *, columns: str = "*") -> pa.Table:
@@ -129,9 +131,11 @@ class TokenCache:
         Raises:
             VideoNotCachedError: no such video, or it failed; near ids or the reason are given.
             BudgetError: the stored order cannot serve this budget or threshold.
-            ConfigError: a budget out of range, or an ``out`` that does not fit.
+            ConfigError: a budget out of range, an ``out`` that does not fit, no such device.
             CacheCorruptError: what is on disk is not what was committed; the class says how.
         """
+        if str(device) != "cpu":
+            device = this_device(device)
         row = self._loadable(video_id)
         fusion = self.manifest.fusion
         num_rows = count_rows(row, fusion, budget=budget, threshold=threshold)
@@ -175,7 +179,7 @@ class TokenCache:
         load = partial(
             self._load_whole, budget=budget, threshold=threshold, device=this_device(device)
         )
-        wanted = self.ids() if video_ids is None else video_ids
+        wanted = self.ids() if video_ids is None else several(video_ids)
         yield from map_ahead(
             load, wanted, threads=threads, ahead=threads if ahead is None else ahead
         )
@@ -218,7 +222,7 @@ class TokenCache:
             VideoNotCachedError: as ``load``.
             BudgetError: as ``load``.
         """
-        for video_id in video_ids:
+        for video_id in several(video_ids):
             row = self._loadable(video_id)
             num_rows = count_rows(row, self.manifest.fusion, budget=budget, threshold=None)
             prefetch_video(self.storage, row, fingerprint=self.fingerprint, num_rows=num_rows)
@@ -234,3 +238,14 @@ class TokenCache:
                 f"({row.error_kind}: {row.error_message}). {advice}"
             )
         return row
+
+
+def several(video_ids: Iterable[str]) -> Iterable[str]:
+    """``video_ids``, unless it is a single id.
+
+    Raises:
+        ConfigError: text, whose letters would be taken for ids.
+    """
+    if isinstance(video_ids, str):
+        raise ConfigError(f"video_ids is the text {video_ids!r}; give a list of ids")
+    return video_ids

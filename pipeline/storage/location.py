@@ -41,7 +41,10 @@ def open_storage(location: Location) -> Storage:
     text = os.fspath(location)
     scheme = scheme_of(text)
     if any(text.startswith(f"{remote}:/") for remote in REMOTE_SCHEMES) and not scheme:
-        raise ConfigError(f"{text!r}: a Path drops a slash of a URL; give it as text")
+        raise ConfigError(
+            f"{text!r} is no URL: two slashes follow the colon. A pathlib.Path drops one of them; "
+            "give the URL as text."
+        )
     if scheme in REMOTE_SCHEMES:
         from pipeline.storage.objects import ObjectStorage
 

@@ -111,8 +111,8 @@ class ObjectStorage:
     reads_at_once = 16
 
     def __init__(self, location: str) -> None:
+        self._connected = connect(location)
         self.location = location.rstrip("/")
-        self._connected = connect(self.location)
         self._pid = os.getpid()
         self._prefetched = PrefetchedRanges()
 

@@ -25,6 +25,7 @@ from pipeline.store.fragment import (
 from pipeline.store.index import scan_fragments
 from pipeline.store.manifest import read_manifest
 from pipeline.store.merge import merge_fragments
+from pipeline.store.reader import MEND
 from pipeline.store.verify import VerifyFinding
 from schemas.errors import CacheError, IndexCorruptError
 from schemas.index import INDEX_SCHEMA, IndexRow
@@ -151,7 +152,7 @@ def _damaged_row(row: pa.Table, finding: VerifyFinding, fingerprint: str) -> Ind
         created_ns=_created(row) + 1,
         writer=f"{socket.gethostname()}:{os.getpid()}",
         error_kind=finding.error_kind,
-        error_message=finding.error,
+        error_message=finding.error.removesuffix(MEND).rstrip(),
         extra={name: _value(row, name) for name in further},
     )
 

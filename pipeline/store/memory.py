@@ -111,13 +111,22 @@ def byte_view(rows: torch.Tensor) -> memoryview:
     return rows.view(torch.uint8).numpy().reshape(-1).data
 
 
-def this_device(device: str | torch.device) -> str | torch.device:
-    """``device``, with the number of the calling thread's GPU where it names none."""
-    if str(device) != "cuda":
-        return device
+def this_device(device: str | torch.device) -> torch.device:
+    """``device``, with the number of the calling thread's GPU where it names none.
+
+    Raises:
+        ConfigError: there is no such device here.
+    """
     import torch
 
-    return torch.device("cuda", torch.cuda.current_device())
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ConfigError(f"device {device!r} is none that torch knows: {error}") from error
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device {str(device)!r} cannot be used on this machine; try 'cpu'")
+    is_numbered = found.type != "cuda" or found.index is not None
+    return found if is_numbered else torch.device("cuda", torch.cuda.current_device())
 
 
 def wait_for_copies(device: str | torch.device) -> None:

@@ -276,7 +276,7 @@ def test_a_url_that_the_client_would_read_otherwise_is_refused(bucket, url):
 
 
 def test_a_url_given_as_a_path_is_refused_for_it_has_lost_a_slash(bucket):
-    with pytest.raises(ConfigError, match="give it as text"):
+    with pytest.raises(ConfigError, match="give the URL as text"):
         open_storage(Path("s3://bucket/cache"))
 
 

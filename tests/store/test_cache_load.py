@@ -325,3 +325,18 @@ def test_opening_listing_and_querying_never_import_torch(cache):
         cwd=REPOSITORY,
         timeout=60,
     )
+
+
+def test_a_device_that_is_not_there_is_refused(cache):
+    for device in ("bogus", "cuda" if not torch.cuda.is_available() else "cuda:99"):
+        with pytest.raises((ConfigError, RuntimeError), match="device"):
+            cache.load("a/b.mp4", device=device)
+
+
+def test_ids_that_are_no_text_and_a_text_for_many_ids_are_refused(cache):
+    for video_id in (None, 5, b"a/b.mp4"):
+        with pytest.raises(VideoNotCachedError, match="ids are text"):
+            cache.load(video_id)
+    for many in (cache.load_many, cache.prefetch, lambda ids: list(cache.stream(ids))):
+        with pytest.raises(ConfigError, match="give a list of ids"):
+            many("a/b.mp4")

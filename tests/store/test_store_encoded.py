@@ -324,6 +324,8 @@ def test_the_command_line_refuses_another_encoding_and_one_that_is_not_offered(
     refused = run_tokenreel(*again, "--device", "cpu")
     assert refused.exit_code == 1
     assert "store.encoding: cache has 'fp8', this build 'none'" in refused.output
+    planned = run_tokenreel("plan", *again[1:])
+    assert "store.encoding: cache has 'fp8', this build 'none'" in planned.output
     unknown = run_tokenreel(*again, "--encoding", "int8")
     assert unknown.exit_code == 2
     assert "'none', 'zstd', 'fp8'" in unknown.output
