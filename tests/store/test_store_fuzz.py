@@ -78,7 +78,7 @@ def test_a_corrupted_cache_gives_what_was_committed_or_an_error_of_ours(tmp_path
 @pytest.mark.slow
 @pytest.mark.parametrize("seeds", SLOW_SEEDS, ids=ends)
 def test_many_more_corruptions_give_the_same_or_an_error_of_ours(tmp_path, seeds):
-    read_corrupted(tmp_path, cases(seeds))
+    assert len(read_corrupted(tmp_path, cases(seeds))) >= 100
 
 
 @needs_proc
