@@ -27,6 +27,7 @@ class Recorder:
         self._log = open(log, "a", buffering=1)  # noqa: PTH123, SIM115 - as long as the process
         self._faults = Path(f"{log}.faults")
         self._lock = threading.Lock()
+        self._conditional = threading.Lock()
 
     def __call__(self, environ, start_response):
         line = f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']} {environ.get('HTTP_RANGE', '')}"
@@ -39,6 +40,9 @@ class Recorder:
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
             start_response("503 Slow Down", [("Content-Length", "0")])
             return [b""]
+        if "HTTP_IF_NONE_MATCH" in environ:  # moto looks and writes in two steps, a store in one
+            with self._conditional:
+                return self._app(environ, start_response)
         return self._app(environ, start_response)
 
 
