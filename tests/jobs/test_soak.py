@@ -10,7 +10,6 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 def test_a_build_whose_workers_and_drivers_are_killed_ends_with_the_bytes_of_an_undisturbed_one(
     tmp_path,
 ):
-    run, verdict = soak(tmp_path, num_videos=60, num_kills=6, seed=2)
-    assert 3 <= run.killed.total() <= 6  # the last come too late where builds are quick
-    assert min(run.killed["worker"], run.killed["driver"]) >= 1
+    run, verdict = soak(tmp_path, num_videos=36, num_kills=6, seed=2)
+    assert run.killed == {"worker": 5, "driver": 1}
     assert verdict.holds, verdict
