@@ -43,8 +43,9 @@ from pipeline.store.fragment import (
     rows_to_table,
 )
 from pipeline.store.manifest import create_or_check
-from schemas.config import FusionConfig, SamplingConfig
+from schemas.config import SamplingConfig
 from schemas.errors import VideoNotCachedError
+from schemas.fusion import FusionConfig
 from schemas.grid import PatchGeometry
 from schemas.index import INDEX_SCHEMA, IndexRow
 from schemas.manifest import DecoderIdentity, EncoderIdentity, Manifest, ResolvedPreprocess

@@ -41,7 +41,8 @@ from pipeline.store.fragment import (
 )
 from pipeline.store.manifest import create_or_check, read_manifest
 from pipeline.store.shard import shard_file, shard_sizes
-from schemas.config import FusionConfig, SamplingConfig
+from schemas.config import SamplingConfig
+from schemas.fusion import FusionConfig
 from schemas.grid import PatchGeometry
 from schemas.index import IndexRow
 from schemas.manifest import DecoderIdentity, EncoderIdentity, Manifest, ResolvedPreprocess

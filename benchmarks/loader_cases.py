@@ -16,7 +16,8 @@ from pipeline.storage import open_storage
 from pipeline.store.commit import PendingVideo, commit_videos
 from pipeline.store.manifest import create_or_check
 from pipeline.store.record import pack_record
-from schemas.config import FusionConfig, SamplingConfig
+from schemas.config import SamplingConfig
+from schemas.fusion import FusionConfig
 from schemas.grid import PatchGeometry
 from schemas.index import IndexRow
 from schemas.manifest import DecoderIdentity, EncoderIdentity, Manifest, ResolvedPreprocess

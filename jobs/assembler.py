@@ -14,8 +14,8 @@ from pipeline.assemble import assemble_pending, encode_pending
 from pipeline.encoders import Qwen3VLEncoder, VisualTokens
 from pipeline.encoders.transfer import Handover
 from pipeline.keys import feature_key
-from schemas.config import FusionConfig
 from schemas.errors import ModelError
+from schemas.fusion import FusionConfig
 from schemas.index import IndexRow
 
 PACKS_WAITING = 2

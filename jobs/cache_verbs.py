@@ -59,16 +59,33 @@ def query(cache: str, sql: str, style: str) -> None:
 @click.argument("cache", type=CacheLocation())
 @click.argument("video_id")
 @click.option("--map", "with_map", is_flag=True, help="Draw which tokens of each frame are kept.")
-def show(cache: str, video_id: str, with_map: bool) -> None:
+@click.option(
+    "--coverage",
+    "with_coverage",
+    is_flag=True,
+    help="Encode the video again and show what fusion lost: cosines of all its tokens with what "
+    "is kept, by motion.",
+)
+@click.option("--model", help="Checkpoint for --coverage.  [default: the one that made the cache]")
+@click.option("--device", default="auto", show_default=True, help="For --coverage.")
+def show(
+    cache: str, video_id: str, with_map: bool, with_coverage: bool, model: str | None, device: str
+) -> None:
     """Show one video and what its frames keep.
 
     \b
     Example:
-      tokenreel show cache/ holiday/beach.mp4 --map
+      tokenreel show cache/ holiday/beach.mp4 --map --coverage
     """
     from pipeline.report.show import describe_video
 
     click.echo(describe_video(cache, video_id, with_map=with_map))
+    if with_coverage:
+        from pipeline.cache import open_cache
+        from pipeline.report.coverage import coverage_lines, measure_video
+
+        quality = measure_video(open_cache(cache), video_id, model=model, device=device)
+        click.echo("\n" + "\n".join(coverage_lines(quality)))
 
 
 @click.command()

@@ -10,13 +10,14 @@ from typing import Any
 
 import click
 
-from jobs import build_verbs, cache_verbs, import_verbs
+from jobs import build_verbs, cache_verbs, import_verbs, method_verbs
 from schemas.errors import TokenreelError
 
 VERBS = (
     build_verbs.plan,
     build_verbs.build,
     build_verbs.submit,
+    method_verbs.methods,
     import_verbs.import_sttm,
     cache_verbs.status,
     cache_verbs.query,

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.render import render_table
-from schemas.config import BuildConfig, EncoderConfig, FusionConfig, SamplingConfig
+from schemas.config import BuildConfig, EncoderConfig, SamplingConfig
 from schemas.errors import ConfigError
+from schemas.fusion import FusionConfig
 
 NUM_VIDEOS = 4
 

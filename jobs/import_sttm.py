@@ -23,8 +23,9 @@ from pipeline.store.index import Index
 from pipeline.store.manifest import create_or_check, find_manifest
 from pipeline.store.shard import shard_sizes
 from pipeline.sttm import read_features
-from schemas.config import FusionConfig, StoreConfig
+from schemas.config import StoreConfig
 from schemas.errors import CorpusError, ModelError, TokenreelError
+from schemas.fusion import FusionConfig
 from schemas.manifest import DecoderIdentity, EncoderIdentity, Manifest, ResolvedPreprocess
 from schemas.video import VideoRef
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
-from jobs.options import NumberOrFraction
-from schemas.config import FUSION_METHODS, BuildConfig
+from jobs.options import NumberOrFraction, require_used
+from schemas.config import BuildConfig
+from schemas.fusion import METHODS
 
 MODEL_TYPES = ("qwen2_vl", "llava_onevision")
 """As in ``pipeline.sttm_prompt``, which imports torch."""
@@ -43,13 +44,13 @@ NEWLINES = ("grid", "frame", "one_token", "no_token")
 @click.option("--max-frames", type=int, help="Sampled at most.  [default: as DIR is named]")
 @click.option(
     "--fusion",
-    type=click.Choice(FUSION_METHODS),
+    type=click.Choice(tuple(METHODS)),
     default="none",
     show_default=True,
     help="As in build; with none the cache holds every token and no budget can be asked of it.",
 )
 @click.option(
-    "--threshold", type=float, help="Cosine above which a token is fused.  [default: 0.70]"
+    "--threshold", type=float, help="Cosine above which a token is fused.  [default: the method's]"
 )
 @click.option("--window", type=int, help="Side of the searched square: 1, 3, 5 or 7.  [default: 3]")
 @click.option("--budget", type=NumberOrFraction(), help="Keep exactly N tokens, or a fraction.")
@@ -93,6 +94,7 @@ def import_sttm(
     config = BuildConfig().override(
         "fusion", method=fusion, threshold=threshold, window=window, budget=budget
     )
+    require_used(config.fusion.abilities, {"threshold": threshold, "window": window})
     source = SttmSource(
         folder=folder,
         encoder_name=encoder_name,

@@ -1,15 +1,16 @@
 """Flags that several verbs share, and how they become a configuration."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from jobs.render import FORMATS
-from pipeline.fusion.methods import METHODS
-from schemas.config import DECODERS, DTYPES, FUSION_METHODS, RUNNERS, BuildConfig
+from schemas.config import DECODERS, DTYPES, RUNNERS, BuildConfig
 from schemas.config_file import read_config
+from schemas.errors import ConfigError
+from schemas.fusion import METHODS, FusionMethod
 from schemas.tokens import ENCODINGS
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -63,11 +64,13 @@ def build_options(command: Command) -> Command:
         ),
         click.option(
             "--fusion",
-            type=click.Choice(FUSION_METHODS),
-            help="; ".join(f"{m.name}: {m.summary}" for m in METHODS.values()) + ".",
+            type=click.Choice(tuple(METHODS)),
+            help="How tokens are fused: `tokenreel methods` tells them apart.  [default: ttf]",
         ),
         click.option(
-            "--threshold", type=float, help="Cosine above which a token is fused.  [default: 0.70]"
+            "--threshold",
+            type=float,
+            help="Cosine above which a token is fused.  [default: the method's own, ttf 0.70]",
         ),
         click.option(
             "--window", type=int, help="Side of the searched square: 1, 3, 5 or 7.  [default: 3]"
@@ -149,4 +152,17 @@ def resolve_config(config_file: Path | None, flags: dict[str, Any]) -> BuildConf
     for section, names in sections.items():
         given = {field: flags[flag] for flag, field in names.items()}
         config = config.override(section, **given)
+    require_used(config.fusion.abilities, flags)
     return config
+
+
+def require_used(method: FusionMethod, flags: Mapping[str, Any]) -> None:
+    """Raise ConfigError when a flag is given that this fusion method has no use for."""
+    uses = {"threshold": method.uses_threshold, "window": method.uses_window}
+    for flag, is_used in uses.items():
+        if flags[flag] is not None and not is_used:
+            able = ", ".join(m.name for m in METHODS.values() if getattr(m, f"uses_{flag}"))
+            raise ConfigError(
+                f"fusion method {method.name!r} has no use for --{flag}. Leave it out, or choose "
+                f"one of: {able}."
+            )

@@ -25,7 +25,6 @@ from jobs.read_ahead import Frames, ReadAhead, ReadVideo
 from pipeline.decode import decoder_versions
 from pipeline.encoders import VisualTokens, load_encoder
 from pipeline.encoders.transfer import page_locked
-from pipeline.preprocess import resize_frames, target_size
 from pipeline.storage import Location, open_storage
 from pipeline.store.manifest import read_manifest
 from schemas.config import BuildConfig
@@ -173,14 +172,7 @@ class Worker:
         self._committer.put(entries, is_last=is_last)
 
     def _resize(self, frames: Frames, probe: VideoProbe, num_frames: int) -> Frames:
-        size = target_size(
-            num_frames,
-            probe.height,
-            probe.width,
-            patches=self._encoder.patches,
-            settings=self._encoder.preprocess,
-        )
-        return resize_frames(frames, size)
+        return self._encoder.resize(frames, probe, num_frames)
 
     def _num_patches(self, video: ReadVideo) -> int:
         if video.sampled is None:

@@ -18,7 +18,7 @@ from pipeline.positions import (
 )
 from pipeline.store.commit import PendingVideo
 from pipeline.store.record import encode_record, pack_record
-from schemas.config import FusionConfig
+from schemas.fusion import FusionConfig
 from schemas.grid import PatchGeometry, TokenGrid
 from schemas.video import SampledFrames
 

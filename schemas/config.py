@@ -7,28 +7,14 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from schemas.errors import ConfigError
+from schemas.checks import make_floats, require
+from schemas.fusion import FusionConfig
 from schemas.tokens import ENCODINGS
 
-FUSION_METHODS = ("ttf", "none", "uniform", "random")
-FUSION_ORDERS = ("chronological", "anchor_first")
 DECODERS = ("auto", "decord", "pyav")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 RUNNERS = ("local", "ray")
 MAX_SAMPLED_FRAMES = 65536
-
-
-def _make_floats(record: Any, *names: str) -> None:
-    """Whole numbers given for floats become floats: 2 and 2.0 are one configuration."""
-    for name in names:
-        value = getattr(record, name)
-        if type(value) is int:
-            object.__setattr__(record, name, float(value))
-
-
-def _require(holds: bool, where: str, value: object, expected: str) -> None:
-    if not holds:
-        raise ConfigError(f"{where} = {value!r} is not possible: expected {expected}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +30,14 @@ class SamplingConfig:
     max_frames: int = 768
 
     def __post_init__(self) -> None:
-        _make_floats(self, "fps")
-        _require(0 < self.fps <= 1000, "sampling.fps", self.fps, "a number in (0, 1000]")
-        _require(self.min_frames >= 1, "sampling.min_frames", self.min_frames, "at least 1")
+        make_floats(self, "fps")
+        require(0 < self.fps <= 1000, "sampling.fps", self.fps, "a number in (0, 1000]")
+        require(self.min_frames >= 1, "sampling.min_frames", self.min_frames, "at least 1")
         for name in ("num_frames", "max_frames"):
             value = getattr(self, name)
             fits = value is None or 2 <= value <= MAX_SAMPLED_FRAMES
             expected = f"2 (one token frame) to {MAX_SAMPLED_FRAMES}"
-            _require(fits, f"sampling.{name}", value, expected)
+            require(fits, f"sampling.{name}", value, expected)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +56,7 @@ class PreprocessConfig:
     def __post_init__(self) -> None:
         for name in ("min_pixels", "max_pixels"):
             value = getattr(self, name)
-            _require(value is None or value >= 1, f"preprocess.{name}", value, "at least 1")
+            require(value is None or value >= 1, f"preprocess.{name}", value, "at least 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,21 +78,21 @@ class DecodeConfig:
     read_ahead_bytes: int = 256 * 2**20
 
     def __post_init__(self) -> None:
-        _make_floats(self, "deadline_seconds", "deadline_per_second")
-        _require(self.decoder in DECODERS, "decode.decoder", self.decoder, f"one of {DECODERS}")
-        _require(
+        make_floats(self, "deadline_seconds", "deadline_per_second")
+        require(self.decoder in DECODERS, "decode.decoder", self.decoder, f"one of {DECODERS}")
+        require(
             self.max_frame_pixels >= 1,
             "decode.max_frame_pixels",
             self.max_frame_pixels,
             "at least 1",
         )
         base, more = self.deadline_seconds, self.deadline_per_second
-        _require(0 < base <= 1e7, "decode.deadline_seconds", base, "a number in (0, 1e7]")
-        _require(0 <= more <= 1e4, "decode.deadline_per_second", more, "a number in [0, 1e4]")
-        _require(1 <= self.threads <= 64, "decode.threads", self.threads, "1 to 64")
-        _require(1 <= self.children <= 64, "decode.children", self.children, "1 to 64")
+        require(0 < base <= 1e7, "decode.deadline_seconds", base, "a number in (0, 1e7]")
+        require(0 <= more <= 1e4, "decode.deadline_per_second", more, "a number in [0, 1e4]")
+        require(1 <= self.threads <= 64, "decode.threads", self.threads, "1 to 64")
+        require(1 <= self.children <= 64, "decode.children", self.children, "1 to 64")
         ahead = self.read_ahead_bytes
-        _require(ahead >= 1, "decode.read_ahead_bytes", ahead, "at least 1")
+        require(ahead >= 1, "decode.read_ahead_bytes", ahead, "at least 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,42 +111,13 @@ class EncoderConfig:
     max_patches_per_call: int = 32768
 
     def __post_init__(self) -> None:
-        _require(self.dtype in DTYPES, "encoder.dtype", self.dtype, f"one of {DTYPES}")
-        _require(
+        require(self.dtype in DTYPES, "encoder.dtype", self.dtype, f"one of {DTYPES}")
+        require(
             self.max_patches_per_call >= 1,
             "encoder.max_patches_per_call",
             self.max_patches_per_call,
             "at least 1",
         )
-
-
-@dataclass(frozen=True, slots=True)
-class FusionConfig:
-    """How redundant tokens are fused.
-
-    ``threshold``: a token is fused when its best cosine is strictly greater. ``window``: side of
-    the square searched in the anchor. ``budget``: exact number of tokens kept, an int, or a
-    fraction of the video's visual tokens, a float in (0, 1]. ``seed`` is used by "random" only.
-    """
-
-    method: str = "ttf"
-    threshold: float = 0.70
-    window: int = 3
-    budget: float | int | None = None
-    order: str = "chronological"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        _make_floats(self, "threshold")
-        _require(
-            self.method in FUSION_METHODS, "fusion.method", self.method, f"one of {FUSION_METHODS}"
-        )
-        _require(-1 < self.threshold <= 1, "fusion.threshold", self.threshold, "in (-1, 1]")
-        _require(self.window in (1, 3, 5, 7), "fusion.window", self.window, "1, 3, 5 or 7")
-        _require(self.order in FUSION_ORDERS, "fusion.order", self.order, f"one of {FUSION_ORDERS}")
-        _require(0 <= self.seed < 2**63, "fusion.seed", self.seed, "in [0, 2**63)")
-        if self.budget is not None:
-            check_budget(self.budget, "fusion.budget")
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,11 +135,11 @@ class StoreConfig:
     encoding: str = "none"
 
     def __post_init__(self) -> None:
-        _make_floats(self, "commit_seconds")
+        make_floats(self, "commit_seconds")
         check_encoding(self.encoding)
-        _require(self.shard_bytes >= 1, "store.shard_bytes", self.shard_bytes, "at least 1")
+        require(self.shard_bytes >= 1, "store.shard_bytes", self.shard_bytes, "at least 1")
         seconds = self.commit_seconds
-        _require(0 < seconds <= 1e7, "store.commit_seconds", seconds, "a number in (0, 1e7]")
+        require(0 < seconds <= 1e7, "store.commit_seconds", seconds, "a number in (0, 1e7]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,56 +164,39 @@ class RunConfig:
     max_failures: float | int | None = None
 
     def __post_init__(self) -> None:
-        _make_floats(self, "cpus_per_worker", "gpus_per_worker")
-        _require(self.runner in RUNNERS, "run.runner", self.runner, f"one of {RUNNERS}")
-        _require(1 <= self.workers <= 10_000, "run.workers", self.workers, "1 to 10000")
+        make_floats(self, "cpus_per_worker", "gpus_per_worker")
+        require(self.runner in RUNNERS, "run.runner", self.runner, f"one of {RUNNERS}")
+        require(1 <= self.workers <= 10_000, "run.workers", self.workers, "1 to 10000")
         cpus = self.cpus_per_worker
-        _require(0 <= cpus <= 1e4, "run.cpus_per_worker", cpus, "a number in [0, 1e4]")
+        require(0 <= cpus <= 1e4, "run.cpus_per_worker", cpus, "a number in [0, 1e4]")
         gpus = self.gpus_per_worker
-        _require(gpus is None or 0 <= gpus <= 1e4, "run.gpus_per_worker", gpus, "in [0, 1e4]")
+        require(gpus is None or 0 <= gpus <= 1e4, "run.gpus_per_worker", gpus, "in [0, 1e4]")
         given = self.videos_at_a_time
-        _require(given >= 1, "run.videos_at_a_time", given, "at least 1")
+        require(given >= 1, "run.videos_at_a_time", given, "at least 1")
         for name, each in (("cpus_per_worker", cpus), ("gpus_per_worker", gpus)):
             is_fine = each is None or each == round(each, 4)
-            _require(is_fine, f"run.{name}", each, "at most 4 decimals: Ray counts no finer")
+            require(is_fine, f"run.{name}", each, "at most 4 decimals: Ray counts no finer")
         is_whole = gpus is None or gpus <= 1 or gpus.is_integer()
-        _require(is_whole, "run.gpus_per_worker", gpus, "a fraction of one, or whole GPUs")
+        require(is_whole, "run.gpus_per_worker", gpus, "a fraction of one, or whole GPUs")
         recycle = self.recycle_videos
-        _require(recycle is None or recycle >= 1, "run.recycle_videos", recycle, "at least 1")
+        require(recycle is None or recycle >= 1, "run.recycle_videos", recycle, "at least 1")
         if self.runner == "local":
-            _require(self.workers == 1, "run.workers", self.workers, "1, or runner 'ray'")
-            _require(self.address is None, "run.address", self.address, "runner 'ray' with it")
+            require(self.workers == 1, "run.workers", self.workers, "1, or runner 'ray'")
+            require(self.address is None, "run.address", self.address, "runner 'ray' with it")
         if isinstance(self.max_failures, float):
-            _require(
+            require(
                 0 < self.max_failures < 1,
                 "run.max_failures",
                 self.max_failures,
                 "a whole number, or a fraction between 0 and 1",
             )
         elif self.max_failures is not None:
-            _require(self.max_failures >= 0, "run.max_failures", self.max_failures, "at least 0")
+            require(self.max_failures >= 0, "run.max_failures", self.max_failures, "at least 0")
 
 
 def check_encoding(encoding: str) -> None:
     """Raise ConfigError unless ``encoding`` is one of ``ENCODINGS``."""
-    _require(encoding in ENCODINGS, "store.encoding", encoding, f"one of {ENCODINGS}")
-
-
-def check_budget(budget: float | int, where: str = "budget") -> None:
-    """Raise ConfigError unless ``budget`` is an int >= 1 or a float in (0, 1]."""
-    is_number = type(budget) in (int, float)
-    _require(is_number, where, budget, "a whole number of tokens or a fraction in (0, 1]")
-    if isinstance(budget, float):
-        _require(0 < budget <= 1, where, budget, "a fraction in (0, 1] or a whole number of tokens")
-    else:
-        _require(budget >= 1, where, budget, "at least 1 token, or a fraction in (0, 1]")
-
-
-def budget_tokens(budget: float | int, num_tokens: int) -> int:
-    """Tokens that ``budget`` grants a video of ``num_tokens``: at least 1, never more than all."""
-    check_budget(budget)
-    granted = int(budget * num_tokens) if isinstance(budget, float) else budget
-    return max(1, min(granted, num_tokens))
+    require(encoding in ENCODINGS, "store.encoding", encoding, f"one of {ENCODINGS}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,9 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self, get_args, get_origin, get_type_hints
 
-from schemas.config import FusionConfig, SamplingConfig, check_encoding
+from schemas.config import SamplingConfig, check_encoding
 from schemas.errors import CacheMismatchError, FormatVersionError, IndexCorruptError
+from schemas.fusion import FusionConfig
 from schemas.grid import PatchGeometry
 from schemas.index import FORMAT_VERSION
 
@@ -75,10 +76,14 @@ class Manifest:
     format_version: int = FORMAT_VERSION
     about: Mapping[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "fusion", self.fusion.settled())
+
     def identity(self) -> dict[str, Any]:
         """All compared settings as plain JSON values."""
         values = dataclasses.asdict(self)
         del values["about"]
+        values["fusion"] = self.fusion.identity()
         return dict(json.loads(json.dumps(values)))
 
     @property

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -28,11 +30,12 @@ from pipeline.encoders.checkpoint import (
 )
 from pipeline.encoders.packing import FrameSpan, plan_calls
 from pipeline.encoders.tokens import VisualTokens
-from pipeline.preprocess import normalize, patchify
+from pipeline.preprocess import normalize, patchify, resize_frames, target_size
 from schemas.config import EncoderConfig, PreprocessConfig
 from schemas.errors import ModelError
 from schemas.grid import PatchGeometry
 from schemas.manifest import EncoderIdentity, ResolvedPreprocess
+from schemas.video import VideoProbe
 
 Tower = Any
 """A ``Qwen3VLVisionModel`` or ``Qwen3VLMoeVisionModel``; transformers leaves them untyped."""
@@ -95,6 +98,15 @@ class Qwen3VLEncoder:
     @property
     def device(self) -> torch.device:
         return torch.device(self._tower.device)
+
+    def resize(
+        self, frames_THWC: npt.NDArray[np.uint8], probe: VideoProbe, num_frames: int
+    ) -> npt.NDArray[np.uint8]:
+        """Frames of a video of ``num_frames`` sampled ones in the size this encoder takes."""
+        size = target_size(
+            num_frames, probe.height, probe.width, patches=self.patches, settings=self.preprocess
+        )
+        return resize_frames(frames_THWC, size)
 
     @torch.inference_mode()
     def encode(self, videos: Sequence[Tensor]) -> list[VisualTokens]:

@@ -3,17 +3,19 @@
 Importing this package does not import torch; planning does.
 """
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeAlias
 
-from pipeline.fusion.methods import METHODS, FusionMethod
-from schemas.config import FusionConfig
 from schemas.errors import FusionError, GridMismatchError
+from schemas.fusion import METHODS, FusionConfig, FusionMethod
 from schemas.grid import TokenGrid
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from pipeline.fusion.plan import FusionPlan
+
+Planner: TypeAlias = Callable[["Tensor", TokenGrid, FusionConfig], "FusionPlan"]
 
 __all__ = ["METHODS", "FusionMethod", "check_settings", "plan_fusion"]
 
@@ -33,31 +35,55 @@ def plan_fusion(tokens: "Tensor", grid: TokenGrid, config: FusionConfig) -> "Fus
 
     Raises:
         GridMismatchError: ``tokens`` is not one row per token of the grid.
-        FusionError: tokens that are not finite or not floating, a budget the method cannot keep,
-            or a method without a planner.
+        FusionError: tokens that are not finite or not floating, or a budget or an order that the
+            method cannot keep.
     """
-    from pipeline.fusion import baselines, ttf
+    from pipeline.fusion import (
+        baselines,
+        closed_loop,
+        dycoke,
+        evs,
+        framefusion,
+        shots,
+        sttm,
+        tome,
+        ttf,
+        vidcom2,
+    )
 
-    planners = {
+    planners: dict[str, Planner] = {
         "ttf": ttf.plan_ttf,
-        "none": baselines.plan_none,
+        "ttf-shots": shots.plan_ttf_shots,
+        "ttf-closed": closed_loop.plan_ttf_closed,
+        "framefusion": framefusion.plan_framefusion,
+        "sttm": sttm.plan_sttm,
+        "evs": evs.plan_evs,
+        "vidcom2": vidcom2.plan_vidcom2,
+        "dycoke": dycoke.plan_dycoke,
+        "tome": tome.plan_tome,
         "uniform": baselines.plan_uniform,
         "random": baselines.plan_random,
+        "none": baselines.plan_none,
     }
-    if config.method not in planners:
-        raise FusionError(f"fusion method {config.method!r} is not one of {sorted(planners)}")
     check_settings(config)
     _check_tokens(tokens, grid)
-    return planners[config.method](tokens.detach(), grid, config)
+    return planners[config.method](tokens.detach().contiguous(), grid, config)
 
 
 def check_settings(config: FusionConfig) -> None:
     """Raise FusionError when a method is asked for what it never can do, whatever the video."""
-    if config.budget is not None and not METHODS[config.method].budgeted:
-        able = ", ".join(name for name, method in METHODS.items() if method.budgeted)
+    method = config.abilities
+    if config.budget is not None and not method.budgeted:
+        able = ", ".join(each.name for each in METHODS.values() if each.budgeted)
         raise FusionError(
             f"fusion method {config.method!r} cannot keep a budget, and budget={config.budget!r} "
             f"was asked of it. Leave the budget out, or choose one of: {able}."
+        )
+    if config.order == "anchor_first" and not method.anchored:
+        able = ", ".join(each.name for each in METHODS.values() if each.anchored)
+        raise FusionError(
+            f"fusion method {config.method!r} has no single anchor frame that could come first. "
+            f"Leave fusion.order at 'chronological', or choose: {able}."
         )
 
 

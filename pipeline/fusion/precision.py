@@ -1,9 +1,10 @@
-"""Matrix products in true float32, whatever the process has switched on for speed."""
+"""Arithmetic in true float32, whatever the process has switched on for speed."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 
 @contextmanager
@@ -32,3 +33,8 @@ def full_precision(device_type: str) -> Iterator[None]:
                 yield
         finally:
             torch.set_float32_matmul_precision(legacy)
+
+
+def as_float32(values: Tensor, buffer: Tensor) -> Tensor:
+    """The values themselves where they are float32, otherwise a copy in ``buffer``."""
+    return values if values.dtype == torch.float32 else buffer.copy_(values)

@@ -4,10 +4,9 @@ import math
 
 import numpy as np
 
-from pipeline.fusion.methods import METHODS
 from pipeline.store.head import Head
-from schemas.config import FusionConfig, budget_tokens
 from schemas.errors import BudgetError
+from schemas.fusion import METHODS, FusionConfig, budget_tokens
 from schemas.index import IndexRow
 
 
@@ -35,19 +34,21 @@ def count_rows(
     if not row.nested:
         raise BudgetError(
             f"video {row.video_id!r}: rows of fusion method {fusion.method!r} are in grid order, "
-            "and no part of them is a smaller budget. Load all of it, or build with ttf."
+            "and no part of them is a smaller budget. Load all of it, or build with one of: "
+            f"{_names('nested')}."
         )
     return min(budget_tokens(budget, row.grid.num_tokens), num_rows)
 
 
 def count_rows_below(head: Head, row: IndexRow, fusion: FusionConfig, threshold: float) -> int:
-    """Rows that TTF keeps at ``threshold``, at least 1.
+    """Rows that the method keeps at ``threshold``, at least 1.
 
     Raises:
         BudgetError: the stored order cannot serve this; the message says what it can.
     """
     _check_threshold(head, row, fusion, threshold)
-    is_anchor = head.grid_index // row.grid.tokens_per_frame == row.anchor_frame
+    anchor = -1 if row.anchor_frame is None else row.anchor_frame
+    is_anchor = head.grid_index // row.grid.tokens_per_frame == anchor
     kept = is_anchor | (head.score <= np.float32(threshold))
     count = int(np.count_nonzero(kept))
     if not kept[:count].all():
@@ -59,18 +60,19 @@ def count_rows_below(head: Head, row: IndexRow, fusion: FusionConfig, threshold:
 
 
 def _check_threshold(head: Head, row: IndexRow, fusion: FusionConfig, threshold: float) -> None:
-    if not METHODS[fusion.method].uses_threshold or not row.nested:
+    if not fusion.abilities.uses_threshold or not row.nested:
         raise BudgetError(
-            f"video {row.video_id!r}: a threshold is a cosine of fusion method 'ttf', and this "
-            f"cache was built with {fusion.method!r}. Load all of it, or build with ttf."
+            f"video {row.video_id!r}: rows of fusion method {fusion.method!r} are not stored in "
+            "the order of a threshold. Load all of it, or build with one of: "
+            f"{_names('nested', 'uses_threshold')}."
         )
     if math.isnan(threshold):
         raise BudgetError(f"video {row.video_id!r}: threshold={threshold!r} is not a number")
     if fusion.budget is None:
-        if threshold > fusion.threshold:
+        if threshold > fusion.fuses_above:
             raise BudgetError(
                 f"video {row.video_id!r}: threshold={threshold!r} needs tokens that were fused; "
-                f"this cache was built with {fusion.threshold}. Ask for at most that, or build "
+                f"this cache was built with {fusion.fuses_above}. Ask for at most that, or build "
                 "with a greater one."
             )
         return
@@ -81,3 +83,9 @@ def _check_threshold(head: Head, row: IndexRow, fusion: FusionConfig, threshold:
             f"{fusion.budget!r} of this cache; its last stored token has score {last:.6f}. "
             "Ask for less than that, or build with a greater budget."
         )
+
+
+def _names(*abilities: str) -> str:
+    """Names of the methods that have all of these abilities."""
+    methods = METHODS.values()
+    return ", ".join(m.name for m in methods if all(getattr(m, each) for each in abilities))

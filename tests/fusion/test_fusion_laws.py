@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.fusion import plan_fusion
-from schemas.config import FusionConfig
+from schemas.fusion import FusionConfig
 from schemas.grid import TokenGrid
 
 CASES = settings(max_examples=60, deadline=None)

@@ -1,77 +1,39 @@
 """TTF against a reference of plain loops in float64, written from the rules and nothing else."""
 
 import itertools
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
 
 from pipeline.fusion import plan_fusion
-from pipeline.fusion.ttf import best_match, select_anchor
-from schemas.config import FusionConfig
+from pipeline.fusion.anchor import select_anchor
+from pipeline.fusion.forms import TORCH, compiled_form
+from pipeline.fusion.ttf import Shot, best_match, plan_ttf
 from schemas.errors import FusionError, GridMismatchError
+from schemas.fusion import FusionConfig
 from schemas.grid import TokenGrid
-
-EPSILON = 1e-12
-ROUNDING = 2e-6
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-@dataclass
-class Reference:
-    anchor: int
-    anchor_margin: float
-    best: np.ndarray
-    match: np.ndarray
-    margin: np.ndarray
+from tests.fusion.plain_ttf import (
+    DTYPES,
+    ROUNDING,
+    cosine,
+    exact_cosines,
+    plan_bytes,
+    reference,
+    seeded,
+    video,
+)
 
 
-def cosine(left, right):
-    norms = max(np.linalg.norm(left), EPSILON) * max(np.linalg.norm(right), EPSILON)
-    return float(left @ right) / norms
+@pytest.fixture(params=["torch", "numba"])
+def form_name(request):
+    return request.param
 
 
-def reference(tokens, grid, window, anchor=None):
-    frames = tokens.double().numpy().reshape(grid.frames, grid.height, grid.width, -1)
-    means = frames.mean(axis=(1, 2))
-    similarity = [cosine(mean, means.mean(axis=0)) for mean in means]
-    ranked = sorted(similarity, reverse=True)
-    if anchor is None:
-        anchor = similarity.index(max(similarity))
-    best = np.full((grid.frames, grid.height, grid.width), -np.inf)
-    match = np.zeros(best.shape, dtype=np.int64)
-    margin = np.full(best.shape, np.inf)
-    half = window // 2
-    for t, y, x in np.ndindex(best.shape):
-        if t == anchor:
-            match[t, y, x] = (t * grid.height + y) * grid.width + x
-            continue
-        for v in range(max(0, y - half), min(grid.height, y + half + 1)):
-            for u in range(max(0, x - half), min(grid.width, x + half + 1)):
-                value = cosine(frames[t, y, x], frames[anchor, v, u])
-                if value > best[t, y, x]:
-                    margin[t, y, x] = value - best[t, y, x]
-                    best[t, y, x] = value
-                    match[t, y, x] = (anchor * grid.height + v) * grid.width + u
-                else:
-                    margin[t, y, x] = min(margin[t, y, x], best[t, y, x] - value)
-    return Reference(
-        anchor=anchor,
-        anchor_margin=ranked[0] - ranked[1] if len(ranked) > 1 else 1.0,
-        best=best.ravel(),
-        match=match.ravel(),
-        margin=margin.ravel(),
-    )
-
-
-def video(grid, num_channels, *, dtype=torch.float32, seed=0, noise=0.8):
-    """Frames that resemble each other more or less, on top of a common background."""
-    generator = torch.Generator().manual_seed(seed)
-    background = torch.randn(1, grid.tokens_per_frame, num_channels, generator=generator)
-    change = torch.randn(grid.frames, grid.tokens_per_frame, num_channels, generator=generator)
-    amount = noise * torch.rand(grid.frames, grid.tokens_per_frame, 1, generator=generator) * 2
-    return (background + amount * change + 0.1).flatten(0, 1).to(dtype)
+def form_of(name, tokens):
+    """The form, or plain torch for types of tokens that it leaves to that."""
+    form = compiled_form(name) if name != "torch" else TORCH
+    return form if form.reads(tokens) else TORCH
 
 
 def random_cases(count):
@@ -85,11 +47,14 @@ def random_cases(count):
 
 
 @pytest.mark.parametrize(("grid", "window", "dtype", "seed"), list(random_cases(36)))
-def test_anchor_cosines_and_matches_are_those_of_the_plain_loops(grid, window, dtype, seed):
+def test_anchor_cosines_and_matches_are_those_of_the_plain_loops(
+    grid, window, dtype, seed, form_name
+):
     tokens = video(grid, (16, 33, 64)[seed % 3], dtype=dtype, seed=seed)
-    anchor = select_anchor(tokens, grid)
+    form = form_of(form_name, tokens)
+    anchor = select_anchor(tokens, grid, form=form)
     expected = reference(tokens, grid, window, anchor=anchor)
-    best, match = best_match(tokens, grid, anchor=anchor, window=window)
+    best, match = best_match(tokens, grid, [Shot(0, grid.frames, anchor)], window=window, form=form)
     others = np.isfinite(expected.best)
     np.testing.assert_array_equal(np.isfinite(best.numpy()), others)
     np.testing.assert_allclose(best.numpy()[others], expected.best[others], atol=1e-6, rtol=0)
@@ -101,12 +66,13 @@ def test_anchor_cosines_and_matches_are_those_of_the_plain_loops(grid, window, d
 
 @pytest.mark.parametrize("threshold", [-0.5, 0.0, 0.3, 0.7, 0.95, 1.0])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_plan_keeps_exactly_what_the_plain_loops_keep(threshold, dtype):
+def test_plan_keeps_exactly_what_the_plain_loops_keep(threshold, dtype, form_name):
     grid = TokenGrid(5, 4, 7)
     tokens = video(grid, 24, dtype=dtype, seed=3)
+    form = form_of(form_name, tokens)
     expected = reference(tokens, grid, 3)
     assert np.abs(expected.best - threshold).min() > ROUNDING
-    plan = plan_fusion(tokens, grid, FusionConfig(threshold=threshold))
+    plan = plan_ttf(tokens, grid, FusionConfig(threshold=threshold), form=form)
     kept = expected.best <= threshold
     assert plan.anchor_frame == expected.anchor
     assert plan.keep_index.tolist() == np.flatnonzero(kept).tolist()
@@ -117,24 +83,26 @@ def test_plan_keeps_exactly_what_the_plain_loops_keep(threshold, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_no_decision_flips_at_thresholds_close_to_actual_scores(dtype):
+def test_no_decision_flips_at_thresholds_close_to_actual_scores(dtype, form_name):
     grid = TokenGrid(6, 5, 5)
     tokens = video(grid, 48, dtype=dtype, seed=11)
+    form = form_of(form_name, tokens)
     expected = reference(tokens, grid, 3)
     scores = expected.best[np.isfinite(expected.best)]
     for score, side in itertools.product(scores[::5], (-1e-5, 1e-5)):
         threshold = score + side
         if np.abs(scores - threshold).min() < 0.5e-5:
             continue
-        plan = plan_fusion(tokens, grid, FusionConfig(threshold=threshold))
+        plan = plan_ttf(tokens, grid, FusionConfig(threshold=threshold), form=form)
         assert plan.keep_index.tolist() == np.flatnonzero(expected.best <= threshold).tolist()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_only_tokens_within_2e_6_of_200_thresholds_on_scores_may_flip(dtype):
+def test_only_tokens_within_2e_6_of_200_thresholds_on_scores_may_flip(dtype, form_name):
     grid = TokenGrid(12, 8, 8)
     tokens = video(grid, 2048, dtype=dtype, seed=5)
-    best, _ = best_match(tokens, grid, anchor=4, window=3)
+    form = form_of(form_name, tokens)
+    best, _ = best_match(tokens, grid, [Shot(0, grid.frames, 4)], window=3, form=form)
     exact = exact_cosines(tokens, grid, anchor=4)
     others = best.isfinite()
     scores = exact[others].sort().values
@@ -146,55 +114,45 @@ def test_only_tokens_within_2e_6_of_200_thresholds_on_scores_may_flip(dtype):
     assert flips < 200
 
 
-def exact_cosines(tokens, grid, anchor):
-    """All 3x3 cosines in float64, by shifting whole frames."""
-    shape = (grid.frames, grid.height, grid.width, -1)
-    unit = torch.nn.functional.normalize(tokens.double(), dim=1).view(shape)
-    best = torch.full(shape[:3], -torch.inf, dtype=torch.float64)
-    for dy, dx in itertools.product((-1, 0, 1), repeat=2):
-        rows = slice(max(0, -dy), grid.height - max(0, dy))
-        columns = slice(max(0, -dx), grid.width - max(0, dx))
-        from_rows = slice(max(0, dy), grid.height + min(0, dy))
-        from_columns = slice(max(0, dx), grid.width + min(0, dx))
-        value = (unit[:, rows, columns] * unit[anchor, from_rows, from_columns]).sum(-1)
-        best[:, rows, columns] = torch.maximum(best[:, rows, columns], value)
-    return best.flatten()
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("num_channels", [17, 64, 1000, 1024])
 @pytest.mark.parametrize("sides", [(3, 1, 5), (9, 7, 5), (33, 6, 6)])
-def test_repeated_frames_pick_the_earliest_anchor_and_score_alike(sides, num_channels, dtype):
+def test_repeated_frames_pick_the_earliest_anchor_and_score_alike(
+    sides, num_channels, dtype, form_name
+):
     grid = TokenGrid(*sides)
     frame = torch.randn(grid.tokens_per_frame, num_channels, generator=seeded(1)).to(dtype)
     tokens = frame.repeat(grid.frames, 1)
-    plan = plan_fusion(tokens, grid, FusionConfig(budget=1.0))
+    form = form_of(form_name, tokens)
+    plan = plan_ttf(tokens, grid, FusionConfig(budget=1.0), form=form)
     score = plan.score.view(grid.frames, grid.tokens_per_frame)
     assert plan.anchor_frame == 0
     assert (score[1:] == score[1]).all()
-    _, match = best_match(tokens, grid, anchor=0, window=3)
+    _, match = best_match(tokens, grid, [Shot(0, grid.frames, 0)], window=3, form=form)
     assert match.tolist() == list(range(grid.tokens_per_frame)) * grid.frames
 
 
 @pytest.mark.parametrize("window", [1, 3, 5, 7])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_duplicated_tokens_match_the_earliest_place_of_the_window(window, dtype):
+def test_duplicated_tokens_match_the_earliest_place_of_the_window(window, dtype, form_name):
     grid = TokenGrid(4, 6, 5)
     few = torch.randn(3, 64, generator=seeded(2)).to(dtype)
     tokens = few[torch.randint(0, 3, (grid.num_tokens,), generator=seeded(3))]
-    anchor = select_anchor(tokens, grid)
-    _, match = best_match(tokens, grid, anchor=anchor, window=window)
+    form = form_of(form_name, tokens)
+    anchor = select_anchor(tokens, grid, form=form)
+    _, match = best_match(tokens, grid, [Shot(0, grid.frames, anchor)], window=window, form=form)
     expected = reference(tokens, grid, window, anchor=anchor)
     certain = (expected.margin > ROUNDING) | (expected.margin == 0)
     assert certain.mean() > 0.9
     assert match.numpy()[certain].tolist() == expected.match[certain].tolist()
 
 
-def test_exact_ties_between_whole_numbers_are_those_of_the_plain_loops():
+def test_exact_ties_between_whole_numbers_are_those_of_the_plain_loops(form_name):
     grid = TokenGrid(5, 5, 6)
     tokens = torch.randint(-1, 2, (grid.num_tokens, 4), generator=seeded(4)).float()
-    anchor = select_anchor(tokens, grid)
-    best, match = best_match(tokens, grid, anchor=anchor, window=3)
+    form = form_of(form_name, tokens)
+    anchor = select_anchor(tokens, grid, form=form)
+    best, match = best_match(tokens, grid, [Shot(0, grid.frames, anchor)], window=3, form=form)
     expected = reference(tokens, grid, 3, anchor=anchor)
     others = np.isfinite(expected.best)
     np.testing.assert_allclose(best.numpy()[others], expected.best[others], atol=1e-6)
@@ -205,24 +163,26 @@ def test_exact_ties_between_whole_numbers_are_those_of_the_plain_loops():
     np.testing.assert_allclose(np.array(chosen)[others], expected.best[others], atol=1e-12)
 
 
-def test_zero_vectors_have_cosine_zero_with_everything():
+def test_zero_vectors_have_cosine_zero_with_everything(form_name):
     grid = TokenGrid(3, 2, 2)
     tokens = torch.zeros(grid.num_tokens, 8)
-    best, match = best_match(tokens, grid, anchor=0, window=3)
+    form = form_of(form_name, tokens)
+    best, match = best_match(tokens, grid, [Shot(0, grid.frames, 0)], window=3, form=form)
     assert best[4:].tolist() == [0.0] * 8
     assert match[4:].tolist() == [0] * 8
-    assert plan_fusion(tokens, grid, FusionConfig(threshold=0.0)).num_kept == 12
-    below = plan_fusion(tokens, grid, FusionConfig(threshold=-0.1))
+    assert plan_ttf(tokens, grid, FusionConfig(threshold=0.0), form=form).num_kept == 12
+    below = plan_ttf(tokens, grid, FusionConfig(threshold=-0.1), form=form)
     assert (below.anchor_frame, below.num_kept) == (0, 4)
 
 
-def test_a_cosine_equal_to_the_threshold_keeps_the_token():
+def test_a_cosine_equal_to_the_threshold_keeps_the_token(form_name):
     grid = TokenGrid(3, 1, 1)
     tokens = torch.tensor([[1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 1.0, -1.0]])
-    best, _ = best_match(tokens, grid, anchor=0, window=1)
+    form = form_of(form_name, tokens)
+    best, _ = best_match(tokens, grid, [Shot(0, grid.frames, 0)], window=1, form=form)
     assert best[2].item() == 0.5
-    assert 2 in plan_fusion(tokens, grid, FusionConfig(threshold=0.5)).keep_index
-    assert 2 not in plan_fusion(tokens, grid, FusionConfig(threshold=0.4999)).keep_index
+    assert 2 in plan_ttf(tokens, grid, FusionConfig(threshold=0.5), form=form).keep_index
+    assert 2 not in plan_ttf(tokens, grid, FusionConfig(threshold=0.4999), form=form).keep_index
 
 
 def test_one_frame_is_its_own_anchor_and_kept_whole():
@@ -233,15 +193,16 @@ def test_one_frame_is_its_own_anchor_and_kept_whole():
     assert plan.score.tolist() == [-torch.inf] * 12
 
 
-def test_plan_does_not_depend_on_the_number_of_threads():
+def test_plan_does_not_depend_on_the_number_of_threads(form_name):
     grid = TokenGrid(19, 7, 9)
     tokens = video(grid, 256, dtype=torch.bfloat16)
+    form = form_of(form_name, tokens)
     before = torch.get_num_threads()
     plans = []
     try:
         for num_threads in (1, 2, 4):
             torch.set_num_threads(num_threads)
-            plans.append(plan_fusion(tokens, grid, FusionConfig()))
+            plans.append(plan_ttf(tokens, grid, FusionConfig(), form=form))
     finally:
         torch.set_num_threads(before)
     assert len({plan_bytes(plan) for plan in plans}) == 1
@@ -322,12 +283,3 @@ def test_wrong_shapes_and_types_are_refused():
             plan_fusion(torch.ones(shape), grid, FusionConfig())
     with pytest.raises(FusionError, match=r"torch\.int64"):
         plan_fusion(torch.ones(8, 4, dtype=torch.int64), grid, FusionConfig())
-
-
-def seeded(seed):
-    return torch.Generator().manual_seed(seed)
-
-
-def plan_bytes(plan):
-    tensors = (plan.keep_index, plan.match_index, plan.score, plan.storage_order)
-    return (plan.anchor_frame, *(tensor.numpy().tobytes() for tensor in tensors))

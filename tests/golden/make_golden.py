@@ -19,7 +19,7 @@ from pipeline.storage import open_storage
 from pipeline.store.commit import commit_videos
 from pipeline.store.compact import compact_cache
 from pipeline.store.manifest import create_or_check
-from schemas.config import FusionConfig
+from schemas.fusion import FusionConfig
 from schemas.manifest import Manifest, StoreIdentity
 from tests.store.sample_cache import MANIFEST, failed_row, make_sample
 

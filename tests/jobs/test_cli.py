@@ -12,7 +12,7 @@ from tests.synthetic import REPOSITORY
 DEMO_BUILD = ("build", "{root}/videos", "--out", "{root}/c", "--model", "{root}/model")
 
 VERBS = (
-    *("plan", "build", "submit", "import-sttm"),
+    *("plan", "build", "submit", "methods", "import-sttm"),
     *("status", "query", "show", "ask", "verify", "compact", "demo"),
 )
 

@@ -6,10 +6,8 @@ import pytest
 from schemas.config import (
     BuildConfig,
     EncoderConfig,
-    FusionConfig,
     RunConfig,
     SamplingConfig,
-    budget_tokens,
 )
 from schemas.config_file import format_config, parse_config, read_config
 from schemas.errors import (
@@ -19,6 +17,7 @@ from schemas.errors import (
     GridMismatchError,
     IndexCorruptError,
 )
+from schemas.fusion import FusionConfig, budget_tokens
 from schemas.grid import PatchGeometry, TokenGrid
 from schemas.manifest import DecoderIdentity, EncoderIdentity, Manifest, ResolvedPreprocess
 

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from pipeline.cache import open_cache
 from pipeline.store.reader import unfilled
-from schemas.config import FusionConfig
 from schemas.errors import (
     BudgetError,
     CacheNotFoundError,
@@ -21,6 +20,7 @@ from schemas.errors import (
     QueryError,
     VideoNotCachedError,
 )
+from schemas.fusion import FusionConfig
 from schemas.grid import TokenGrid
 from tests.store.sample_cache import MANIFEST, build, failed_row, make_sample, shard_of
 
@@ -116,7 +116,7 @@ def test_methods_that_are_not_nested_refuse_budgets_and_thresholds(tmp_path, sam
     assert cache.load("v").num_tokens == 40
     with pytest.raises(BudgetError, match="'uniform' are in grid order"):
         cache.load("v", budget=5)
-    with pytest.raises(BudgetError, match="built with 'uniform'"):
+    with pytest.raises(BudgetError, match="'uniform' are not stored in the order of a threshold"):
         cache.load("v", threshold=0.5)
 
 

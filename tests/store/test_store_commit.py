@@ -14,8 +14,8 @@ from pipeline.storage import open_storage
 from pipeline.store.commit import commit_videos
 from pipeline.store.manifest import create_or_check
 from pipeline.store.verify import verify_cache
-from schemas.config import FusionConfig
 from schemas.errors import CacheError, CacheMismatchError
+from schemas.fusion import FusionConfig
 from tests.store.sample_cache import (
     MANIFEST,
     build,

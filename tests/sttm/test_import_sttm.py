@@ -12,8 +12,8 @@ from jobs.import_sttm import import_sttm
 from jobs.sttm_source import SttmSource, resolve_sampling
 from pipeline.cache import open_cache
 from pipeline.sttm_prompt import prompt_rule
-from schemas.config import FusionConfig
 from schemas.errors import BudgetError, ConfigError, CorpusError, ModelError
+from schemas.fusion import FusionConfig
 from tests.sttm.extraction import (
     GRIDS,
     WIDTH,
@@ -57,7 +57,7 @@ def test_with_ttf_a_budget_is_a_prefix_and_survivors_are_saved_rows(folder, tmp_
 
 def test_without_fusion_a_budget_is_refused(folder, tmp_path):
     run(folder, tmp_path / "cache")
-    with pytest.raises(BudgetError, match="build with ttf"):
+    with pytest.raises(BudgetError, match="build with one of: ttf, ttf-shots, evs, dycoke, random"):
         open_cache(tmp_path / "cache").load("a", budget=7)
 
 

@@ -1,0 +1,136 @@
+"""The windowed match in plain torch: which token of a plane is most alike, near the same cell.
+
+Dimension key: T token frames, N = H*W cells of a frame, D channels, P places of the window;
+C cells and F frames of one block. A plane is N tokens, one for each cell: an anchor frame, say.
+"""
+
+import torch
+from torch import Tensor
+
+from pipeline.fusion.cosine import norm, require_finite_norms
+from pipeline.fusion.precision import as_float32, full_precision
+from schemas.grid import TokenGrid
+
+_FRAMES_PER_BLOCK = 32
+_WINDOW_VALUES_ON_CPU = 2**19
+_WINDOW_VALUES_ELSEWHERE = 2**24
+"""Plane values gathered at a time: on a CPU they stay in its cache, a GPU is kept busy."""
+
+_MULTIPLE = 16
+"""Window places and channels of a matrix product are filled up to a multiple of this.
+
+Measured with MKL: equal tokens then get equal bits wherever they stand, the rounding error halves,
+and it is faster than the odd 9 places (docs/decisions/fusion.md).
+"""
+
+
+@torch.no_grad()
+def frame_sums(tokens: Tensor, grid: TokenGrid) -> Tensor:
+    """Sum of the tokens of every frame, ``(T, D)`` float32; one read of the tokens.
+
+    Args:
+        tokens: ``(T*N, D)`` floating.
+        grid: the grid of these tokens.
+    """
+    frames_TND = tokens.view(grid.frames, grid.tokens_per_frame, -1)
+    ones_1N = torch.ones(1, grid.tokens_per_frame, device=tokens.device)
+    frame_ND = torch.empty(frames_TND.shape[1:], device=tokens.device)
+    sums_TD = torch.empty(grid.frames, tokens.shape[1], device=tokens.device)
+    with full_precision(tokens.device.type):
+        for t, frame in enumerate(frames_TND):
+            torch.mm(ones_1N, as_float32(frame, frame_ND), out=sums_TD[t : t + 1])
+    return sums_TD
+
+
+@torch.no_grad()
+def match_plane(
+    tokens: Tensor, plane_ND: Tensor, grid: TokenGrid, *, window: int
+) -> tuple[Tensor, Tensor]:
+    """The greatest cosine of every token with the tokens of a plane around its cell.
+
+    Args:
+        tokens: ``(T*N, D)`` floating.
+        plane_ND: ``(N, D)`` in the same type.
+        grid: the grid of ``tokens``.
+        window: odd side of the square that is searched, clipped at the borders.
+
+    Returns:
+        ``(T, N)`` float32 cosines and ``(T, N)`` int64 cells of the plane; the earliest of equals,
+        row by row.
+
+    Raises:
+        FusionError: tokens that are not finite, or so large that a norm overflows float32.
+    """
+    with full_precision(tokens.device.type):
+        return _match_blocks(_fill_channels(tokens), _fill_channels(plane_ND), grid, window)
+
+
+def _match_blocks(
+    tokens: Tensor, plane_ND: Tensor, grid: TokenGrid, window: int
+) -> tuple[Tensor, Tensor]:
+    frames_TND = tokens.view(grid.frames, grid.tokens_per_frame, -1)
+    plane_ND = plane_ND.float()
+    plane_norm_N = norm(plane_ND)
+    window_NP = window_cells(grid, window, multiple=_MULTIPLE).to(tokens.device)
+    best_TN, norm_TN = torch.empty(2, *frames_TND.shape[:2], device=tokens.device)
+    cell_TN = torch.empty(frames_TND.shape[:2], dtype=torch.int64, device=tokens.device)
+    cell_blocks, frame_blocks = _blocks(tokens, grid, window_NP.shape[1])
+    # The large temporaries are made once: fresh pages cost more than the arithmetic on them.
+    places_CPD = plane_ND.new_empty(cell_blocks[0].stop, *window_NP.shape[1:], tokens.shape[1])
+    block_FCD = plane_ND.new_empty(frame_blocks[0].stop, cell_blocks[0].stop, tokens.shape[1])
+    for cells in cell_blocks:
+        places_CP = window_NP[cells]
+        torch.index_select(plane_ND, 0, places_CP.flatten(), out=places_CPD.flatten(0, 1))
+        for frames in frame_blocks:
+            values_FCD = as_float32(frames_TND[frames, cells], block_FCD)
+            dots_CFP = values_FCD.transpose(0, 1) @ places_CPD.transpose(1, 2)
+            cosine_CF, place_CF = (dots_CFP / plane_norm_N[places_CP].unsqueeze(1)).max(dim=2)
+            best_TN[frames, cells] = cosine_CF.T
+            cell_TN[frames, cells] = places_CP.gather(1, place_CF).T
+            norm_TN[frames, cells] = norm(values_FCD, squares=block_FCD)
+    require_finite_norms(norm_TN, grid)
+    return best_TN.div_(norm_TN), cell_TN
+
+
+def window_cells(grid: TokenGrid, window: int, *, multiple: int) -> Tensor:
+    """Cells of a frame in the window around each cell, ``(N, P)`` int64, row by row.
+
+    Places beyond a border repeat the border's cell, and the last one is repeated until P is a
+    multiple: to a maximum, of which the earliest place counts, a repetition means nothing.
+    """
+    offsets = torch.arange(window) - window // 2
+    rows = (torch.arange(grid.height)[:, None] + offsets).clamp(0, grid.height - 1)
+    columns = (torch.arange(grid.width)[:, None] + offsets).clamp(0, grid.width - 1)
+    cells_NP = (rows[:, None, :, None] * grid.width + columns[None, :, None, :]).reshape(
+        grid.tokens_per_frame, window**2
+    )
+    missing = -(window**2) % multiple
+    return torch.cat([cells_NP, cells_NP[:, -1:].expand(-1, missing)], dim=1)
+
+
+def equal_blocks(length: int, limit: int) -> list[slice]:
+    """Cover ``range(length)`` with the fewest slices of one size of at most ``limit``.
+
+    The last slice overlaps the one before it: products of one shape round alike.
+    """
+    count = -(-length // limit)
+    size = -(-length // count)
+    starts = [min(number * size, length - size) for number in range(count)]
+    return [slice(start, start + size) for start in starts]
+
+
+def _blocks(tokens: Tensor, grid: TokenGrid, num_places: int) -> tuple[list[slice], list[slice]]:
+    """Blocks of cells and blocks of frames that are matched at a time."""
+    on_cpu = tokens.device.type == "cpu"
+    num_values = _WINDOW_VALUES_ON_CPU if on_cpu else _WINDOW_VALUES_ELSEWHERE
+    cells_per_block = max(2, num_values // (num_places * tokens.shape[1]))
+    return (
+        equal_blocks(grid.tokens_per_frame, cells_per_block),
+        equal_blocks(grid.frames, _FRAMES_PER_BLOCK),
+    )
+
+
+def _fill_channels(tokens: Tensor) -> Tensor:
+    """Zeros behind the channels until they are a multiple; models in use need none."""
+    missing = -tokens.shape[1] % _MULTIPLE
+    return torch.nn.functional.pad(tokens, (0, missing)) if missing else tokens

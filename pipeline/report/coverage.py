@@ -1,0 +1,103 @@
+"""What fusion lost of one cached video, measured on its tokens, which are encoded once more."""
+
+from collections.abc import Iterator
+from dataclasses import fields
+
+import torch
+
+from pipeline.cache import CachedVideo, TokenCache
+from pipeline.decode import FrameReader
+from pipeline.dtypes import TORCH_DTYPES
+from pipeline.encoders import VisualTokens, load_encoder
+from pipeline.fusion.quality import Coverage, Quality, measure_rows
+from pipeline.storage.remote import file_digest, local_copy
+from schemas.config import DecodeConfig, EncoderConfig, PreprocessConfig
+from schemas.errors import CacheMismatchError, ConfigError, CorpusError
+
+
+def measure_video(
+    cache: TokenCache, video_id: str, *, model: str | None = None, device: str = "auto"
+) -> Quality:
+    """Encode a cached video again and compare its tokens with the rows that are stored.
+
+    Args:
+        cache: an open cache.
+        video_id: as in the index.
+        model: checkpoint; the one named by the cache's manifest by default.
+        device: "auto" takes CUDA when there is any.
+
+    Raises:
+        ConfigError: nothing says which checkpoint made the cache.
+        CacheMismatchError: the checkpoint is not the one that made the cache.
+        CorpusError: the video is not there any more, or is another one now.
+        DecodeError: the video cannot be decoded.
+    """
+    video = cache.load(video_id)
+    tokens = _encode_again(cache, video, model, device)
+    return measure_rows(
+        tokens.embeddings,
+        video.embeddings,
+        tokens.grid,
+        keep_index=_grid_index(video),
+        match_index=video.match,
+    )
+
+
+def coverage_lines(quality: Quality) -> Iterator[str]:
+    """A table: cosines of all tokens, and of those of each motion level, with what is kept."""
+    yield f"{'tokens':10} {'number':>7}   {'stands for it':^22}   {'nearest kept':^22}"
+    yield f"{'':10} {'':7}   {_heads()}   {_heads()}"
+    for name, coverage in (("all", quality.whole), *quality.levels.items()):
+        yield f"{name:10} {coverage.num_tokens:7}   {_spread(coverage, 0)}   {_spread(coverage, 1)}"
+
+
+def _heads() -> str:
+    return f"{'mean':>6}  {'p1':>6}  {'min':>6}"
+
+
+def _spread(coverage: Coverage, which: int) -> str:
+    spread = (coverage.representative, coverage.nearest)[which]
+    return "  ".join(f"{getattr(spread, field.name):6.3f}" for field in fields(spread))
+
+
+def _encode_again(
+    cache: TokenCache, video: CachedVideo, model: str | None, device: str
+) -> VisualTokens:
+    manifest, row = cache.manifest, video.row
+    name = model or manifest.about.get("model")
+    if not name:
+        raise ConfigError(
+            f"{cache.storage.location} does not say which model made it; give --model"
+        )
+    settings = manifest.preprocess
+    encoder = load_encoder(
+        EncoderConfig(
+            model=name,
+            revision=None if model else manifest.about.get("revision") or None,
+            device=device,
+            dtype=str(TORCH_DTYPES[manifest.encoder.dtype]).removeprefix("torch."),
+        ),
+        PreprocessConfig(settings.min_pixels, settings.max_pixels, settings.cap_pixels_per_frame),
+    )
+    if (encoder.identity, encoder.preprocess) != (manifest.encoder, settings):
+        raise CacheMismatchError(
+            f"{name} is not the checkpoint that made {cache.storage.location}: its encoder or "
+            "its preprocessing differs. Give the one that did."
+        )
+    with local_copy(row.path) as path:
+        if file_digest(path) != row.content_sha256:
+            raise CorpusError(
+                f"video {row.video_id!r}: {row.path} is no longer the file that was cached. "
+                "Build the cache again to take up the new one."
+            )
+        decode = DecodeConfig(decoder=row.decoder or "auto")
+        with FrameReader(decode, manifest.sampling) as reader:
+            frames = reader.read(path, resize=encoder.resize).frames
+    [tokens] = encoder.encode([torch.from_numpy(frames)])
+    return tokens
+
+
+def _grid_index(video: CachedVideo) -> torch.Tensor:
+    """``(N,)`` int64 places of the loaded tokens in the grid."""
+    strides = torch.tensor([video.grid.tokens_per_frame, video.grid.width, 1])
+    return (video.coordinates.long() * strides).sum(dim=1)
