@@ -7,6 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from jobs.cli import cli
+from schemas.fusion import METHODS
 from tests.synthetic import REPOSITORY
 
 DEMO_BUILD = ("build", "{root}/videos", "--out", "{root}/c", "--model", "{root}/model")
@@ -116,8 +117,31 @@ def test_status_query_show_and_verify_read_the_cache(demo):
     shown = run("show", cache, "scene_0.mp4", "--map").stdout
     assert "keep_ratio" in shown
     assert "anchor" in shown
+    covered = run("show", cache, "scene_0.mp4", "--coverage").stdout
+    lowest = float(covered.split("\nall ")[1].split()[3])
+    assert 0.7 < lowest <= 1.0, "ttf's bound at 0.7"
     verified = run("verify", cache)
     assert (verified.exit_code, verified.stderr) == (0, "0 damaged, 0 stray files\n")
+
+
+def test_the_docs_carry_the_table_of_methods():
+    table = run("methods").stdout.strip()
+    assert len(table.splitlines()) == 2 + len(METHODS)
+    assert f"```\n{table}\n```" in (REPOSITORY / "docs" / "fusion.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--fusion", "evs", "--threshold", "0.8"], "'evs' has no use for --threshold"),
+        (["--fusion", "sttm", "--window", "5"], "'sttm' has no use for --window"),
+        (["--fusion", "none", "--budget", "0.5"], "cannot keep a budget"),
+    ],
+)
+def test_flags_that_a_fusion_method_has_no_use_for_are_refused(demo, tmp_path, flags, said):
+    result = run("plan", demo[0] / "videos", "--out", tmp_path / "c", *flags)
+    assert result.exit_code == 1
+    assert said in result.stderr
 
 
 def test_verify_names_damage_and_exits_with_3(demo, tmp_path):
