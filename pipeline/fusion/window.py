@@ -12,7 +12,7 @@ from pipeline.fusion.precision import as_float32, full_precision
 from schemas.grid import TokenGrid
 
 _FRAMES_PER_BLOCK = 32
-_WINDOW_VALUES_ON_CPU = 2**19
+_WINDOW_VALUES_ON_CPU = 2**18
 _WINDOW_VALUES_ELSEWHERE = 2**24
 """Plane values gathered at a time: on a CPU they stay in its cache, a GPU is kept busy."""
 
@@ -69,18 +69,21 @@ def _match_blocks(
     tokens: Tensor, plane_ND: Tensor, grid: TokenGrid, window: int
 ) -> tuple[Tensor, Tensor]:
     frames_TND = tokens.view(grid.frames, grid.tokens_per_frame, -1)
-    plane_ND = plane_ND.float()
-    plane_norm_N = norm(plane_ND)
     window_NP = window_cells(grid, window, multiple=_MULTIPLE).to(tokens.device)
     best_TN, norm_TN = torch.empty(2, *frames_TND.shape[:2], device=tokens.device)
     cell_TN = torch.empty(frames_TND.shape[:2], dtype=torch.int64, device=tokens.device)
     cell_blocks, frame_blocks = _blocks(tokens, grid, window_NP.shape[1])
     # The large temporaries are made once: fresh pages cost more than the arithmetic on them.
-    places_CPD = plane_ND.new_empty(cell_blocks[0].stop, *window_NP.shape[1:], tokens.shape[1])
-    block_FCD = plane_ND.new_empty(frame_blocks[0].stop, cell_blocks[0].stop, tokens.shape[1])
+    shape_CPD = cell_blocks[0].stop, window_NP.shape[1], tokens.shape[1]
+    stored_CPD = plane_ND.new_empty(shape_CPD)
+    is_float32 = tokens.dtype == torch.float32
+    room_CPD = stored_CPD if is_float32 else torch.empty(shape_CPD, device=tokens.device)
+    block_FCD = room_CPD.new_empty(frame_blocks[0].stop, cell_blocks[0].stop, tokens.shape[1])
+    plane_norm_N = _plane_norms(plane_ND, block_FCD.flatten(0, 1))
     for cells in cell_blocks:
         places_CP = window_NP[cells]
-        torch.index_select(plane_ND, 0, places_CP.flatten(), out=places_CPD.flatten(0, 1))
+        torch.index_select(plane_ND, 0, places_CP.flatten(), out=stored_CPD.flatten(0, 1))
+        places_CPD = as_float32(stored_CPD, room_CPD)
         for frames in frame_blocks:
             values_FCD = as_float32(frames_TND[frames, cells], block_FCD)
             dots_CFP = values_FCD.transpose(0, 1) @ places_CPD.transpose(1, 2)
@@ -90,6 +93,15 @@ def _match_blocks(
             norm_TN[frames, cells] = norm(values_FCD, squares=block_FCD)
     require_finite_norms(norm_TN, grid)
     return best_TN.div_(norm_TN), cell_TN
+
+
+def _plane_norms(plane_ND: Tensor, room_RD: Tensor) -> Tensor:
+    """Norms of the plane's tokens, ``(N,)`` float32, as many at a time as there is room for."""
+    norms = []
+    for rows in plane_ND.split(len(room_RD)):
+        values = as_float32(rows, room_RD[: len(rows)])
+        norms.append(norm(values, squares=room_RD[: len(rows)]))
+    return torch.cat(norms)
 
 
 def window_cells(grid: TokenGrid, window: int, *, multiple: int) -> Tensor:

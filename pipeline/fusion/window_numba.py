@@ -17,7 +17,7 @@ from numba import njit, types
 from numba.extending import overload
 from torch import Tensor
 
-from pipeline.fusion.cosine import EPSILON, norm, require_finite_norms
+from pipeline.fusion.cosine import EPSILON, require_finite_norms
 from pipeline.fusion.window import window_cells
 from schemas.grid import TokenGrid
 
@@ -52,9 +52,9 @@ def match_plane(
     """As ``pipeline.fusion.window.match_plane``, for tokens that this form ``reads``."""
     rows_TNV = _stored(tokens, grid)
     plane_NV = _stored(plane_ND.contiguous(), TokenGrid(1, grid.height, grid.width))[0]
-    plane_norm = norm(plane_ND.float())
-    require_finite_norms(plane_norm, grid)
-    plane_norm_N = plane_norm.numpy()
+    plane_norm_N = np.empty(len(plane_NV), np.float32)
+    _norms(plane_NV, plane_norm_N)
+    require_finite_norms(torch.from_numpy(plane_norm_N), grid)
     places_NP = window_cells(grid, window, multiple=_PLACES_AT_A_TIME).numpy()
     best_TN, square_TN = np.empty((2, *rows_TNV.shape[:2]), np.float32)
     cell_TN = np.empty(rows_TNV.shape[:2], np.int64)
@@ -198,6 +198,12 @@ def _sum_frames(rows_TNV: _Array, start: int, stop: int, sums_TD: _Array) -> Non
         sums_TD[t] = 0
         for n in range(rows_TNV.shape[1]):
             _add_row(rows_TNV[t, n], sums_TD[t])
+
+
+@njit(nogil=True, cache=True)
+def _norms(rows_NV: _Array, norms_N: _Array) -> None:
+    for n in range(len(rows_NV)):
+        norms_N[n] = max(np.sqrt(_square(rows_NV[n])), np.float32(EPSILON))
 
 
 @njit(nogil=True, cache=True)
