@@ -32,6 +32,8 @@ from schemas.errors import FusionError
 from schemas.fusion import FusionConfig
 from schemas.grid import TokenGrid
 
+pytestmark = pytest.mark.slow
+
 ROUNDING = 2e-6
 EPSILON = 1e-12
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
@@ -303,7 +305,6 @@ def test_fewer_tokens_make_smaller_blocks(grid, num_tokens):
     assert window_triton.layout_of(grid, 3).num_tokens == num_tokens
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
 def test_kernels_compile_without_spills_chains_tf32_or_atomics(
