@@ -4,22 +4,22 @@ Dimension key: T token frames, H W sides of a frame, D channels.
 """
 
 import math
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate
 
 from pipeline.decode.reader import FrameReader
-from pipeline.encoders import Qwen3VLEncoder, load_encoder
-from pipeline.preprocess import patchify, resize_frames, target_size
+from pipeline.encoders import load_encoder
+from pipeline.preprocess import patchify
 from schemas.config import DecodeConfig, EncoderConfig, PreprocessConfig, SamplingConfig
+from schemas.errors import DecodeError
 from schemas.grid import PatchGeometry, TokenGrid
-from schemas.video import VideoProbe
 
 SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi")
 TOKENS_PER_FRAME = 128
@@ -57,33 +57,23 @@ def real_videos(directory: Path, model: str, *, max_token_frames: int) -> Iterat
     pixels = PreprocessConfig(max_pixels=num_frames * TOKENS_PER_FRAME * 32 * 32)
     encoder = load_encoder(EncoderConfig(model=model), pixels)
     sampling = SamplingConfig(fps=2.0, max_frames=num_frames)
+    if not directory.is_dir():
+        raise SystemExit(f"--videos {directory}: there is no such folder")
     paths = [path for path in sorted(directory.iterdir()) if path.suffix.lower() in SUFFIXES]
     if not paths:
         raise SystemExit(f"{directory} holds no clip; expected files that end in {SUFFIXES}")
     with FrameReader(DecodeConfig(), sampling) as reader:
         for path in paths:
-            frames = torch.from_numpy(reader.read(path, resize=_resize_for(encoder)).frames)
+            try:
+                frames = torch.from_numpy(reader.read(path, resize=encoder.resize).frames)
+            except DecodeError as error:
+                print(f"{path.name} is left out: {error}", file=sys.stderr)
+                continue
             encoded = encoder.encode([frames])[0]
             tokens = encoded.embeddings.float().cpu()
             yield TokenVideo("real clips, encoder tokens", path.stem, tokens, encoded.grid)
             tokens = pixel_tokens(frames, encoder.patches)
             yield TokenVideo("real clips, pixels", path.stem, tokens, encoded.grid)
-
-
-def _resize_for(
-    encoder: Qwen3VLEncoder,
-) -> Callable[[np.ndarray, VideoProbe, int], np.ndarray]:
-    def resize(frames: np.ndarray, probe: VideoProbe, num_frames: int) -> np.ndarray:
-        size = target_size(
-            num_frames,
-            probe.height,
-            probe.width,
-            patches=encoder.patches,
-            settings=encoder.preprocess,
-        )
-        return resize_frames(frames, size)
-
-    return resize
 
 
 def pixel_tokens(frames_THWC: Tensor, patches: PatchGeometry) -> Tensor:

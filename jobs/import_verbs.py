@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from jobs.options import NumberOrFraction, require_used
+from jobs.options import NumberOrFraction, require_window
 from schemas.config import BuildConfig
 from schemas.fusion import METHODS
 
@@ -94,7 +94,7 @@ def import_sttm(
     config = BuildConfig().override(
         "fusion", method=fusion, threshold=threshold, window=window, budget=budget
     )
-    require_used(config.fusion.abilities, {"threshold": threshold, "window": window})
+    require_window(config.fusion.abilities, window)
     source = SttmSource(
         folder=folder,
         encoder_name=encoder_name,

@@ -1,6 +1,6 @@
 """Flags that several verbs share, and how they become a configuration."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -152,17 +152,15 @@ def resolve_config(config_file: Path | None, flags: dict[str, Any]) -> BuildConf
     for section, names in sections.items():
         given = {field: flags[flag] for flag, field in names.items()}
         config = config.override(section, **given)
-    require_used(config.fusion.abilities, flags)
+    require_window(config.fusion.abilities, flags["window"])
     return config
 
 
-def require_used(method: FusionMethod, flags: Mapping[str, Any]) -> None:
-    """Raise ConfigError when a flag is given that this fusion method has no use for."""
-    uses = {"threshold": method.uses_threshold, "window": method.uses_window}
-    for flag, is_used in uses.items():
-        if flags[flag] is not None and not is_used:
-            able = ", ".join(m.name for m in METHODS.values() if getattr(m, f"uses_{flag}"))
-            raise ConfigError(
-                f"fusion method {method.name!r} has no use for --{flag}. Leave it out, or choose "
-                f"one of: {able}."
-            )
+def require_window(method: FusionMethod, window: int | None) -> None:
+    """Raise ConfigError when --window is given to a fusion method that has none."""
+    if window is not None and not method.uses_window:
+        able = ", ".join(each.name for each in METHODS.values() if each.uses_window)
+        raise ConfigError(
+            f"fusion method {method.name!r} has no use for --window. Leave it out, or choose one "
+            f"of: {able}."
+        )

@@ -10,6 +10,12 @@ from schemas.checks import make_floats, require
 
 FUSION_ORDERS = ("chronological", "anchor_first")
 
+MOST_TOKENS = 2**31 - 1
+"""The largest budget: places in a grid are stored in 32 bits."""
+
+_WHOLE = 1e-9
+"""0.29 of 100 tokens are 29, although the product of the binary fraction is a little less."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FusionMethod:
@@ -22,8 +28,9 @@ class FusionMethod:
         averages: a kept row is the mean of the tokens it stands for; otherwise rows are copies.
         uses_threshold: ``FusionConfig.threshold`` decides, as long as no budget is given.
         budgeted: keeps an exact number of tokens when asked.
-        nested: the stored order is progressive; a loader may take any prefix of it, and one that
-            a build could have been asked for is what that build would have kept.
+        nested: the stored order is progressive; a loader may take any prefix of it. One that holds
+            all rows of score -inf, which the method always keeps, is what a build with that budget
+            keeps.
         bounded: every fused token has a cosine above the threshold with the token that stands for
             it; with a budget, above the threshold at which that budget is reached.
         streaming: at a threshold, or at its fixed share, decides about a token frame from at most
@@ -217,6 +224,18 @@ class FusionConfig:
             del values["spatial_threshold"]
         return values
 
+    def __str__(self) -> str:
+        """The method and what decided, for people."""
+        method = self.abilities
+        if self.budget is not None:
+            return f"{self.method}, budget {self.budget}"
+        if not method.uses_threshold:
+            return self.method
+        text = f"{self.method}, threshold {self.fuses_above:g}"
+        spatial = self.settled().spatial_threshold
+        text += "" if spatial is None else f", spatial threshold {spatial:g}"
+        return text + (f", window {self.window}" if method.uses_window else "")
+
     def num_kept(self, num_tokens: int) -> int:
         """Tokens to keep of ``num_tokens``: the budget, or the share the method has by default.
 
@@ -233,11 +252,12 @@ def check_budget(budget: float | int, where: str = "budget") -> None:
     if isinstance(budget, float):
         require(0 < budget <= 1, where, budget, "a fraction in (0, 1] or a whole number of tokens")
     else:
-        require(budget >= 1, where, budget, "at least 1 token, or a fraction in (0, 1]")
+        fits = 1 <= budget <= MOST_TOKENS
+        require(fits, where, budget, f"1 to {MOST_TOKENS} tokens, or a fraction in (0, 1]")
 
 
 def budget_tokens(budget: float | int, num_tokens: int) -> int:
     """Tokens that ``budget`` grants a video of ``num_tokens``: at least 1, never more than all."""
     check_budget(budget)
-    granted = int(budget * num_tokens) if isinstance(budget, float) else budget
+    granted = int(budget * num_tokens + _WHOLE) if isinstance(budget, float) else budget
     return max(1, min(granted, num_tokens))

@@ -65,13 +65,27 @@ def plan_fusion(tokens: "Tensor", grid: TokenGrid, config: FusionConfig) -> "Fus
         "random": baselines.plan_random,
         "none": baselines.plan_none,
     }
-    check_settings(config)
+    _check_possible(config)
     _check_tokens(tokens, grid)
     return planners[config.method](tokens.detach().contiguous(), grid, config)
 
 
 def check_settings(config: FusionConfig) -> None:
-    """Raise FusionError when a method is asked for what it never can do, whatever the video."""
+    """Raise FusionError when a method is asked for what it never can do, whatever the video.
+
+    Args:
+        config: as a person gave it, not yet settled.
+    """
+    _check_possible(config)
+    if config.threshold is not None and not config.abilities.uses_threshold:
+        able = ", ".join(each.name for each in METHODS.values() if each.uses_threshold)
+        raise FusionError(
+            f"fusion method {config.method!r} has no use for a threshold, and "
+            f"{config.threshold!r} was given. Leave it out, or choose one of: {able}."
+        )
+
+
+def _check_possible(config: FusionConfig) -> None:
     method = config.abilities
     if config.budget is not None and not method.budgeted:
         able = ", ".join(each.name for each in METHODS.values() if each.budgeted)

@@ -36,11 +36,10 @@ import torch
 from torch import Tensor
 
 from pipeline.fusion.anchor import frame_means
-from pipeline.fusion.cosine import norm, require_finite_norms
+from pipeline.fusion.budgets import require_a_frame
+from pipeline.fusion.cosine import norm_of_frames
 from pipeline.fusion.forms import Form, form_for
 from pipeline.fusion.plan import FusionPlan
-from pipeline.fusion.precision import as_float32
-from pipeline.fusion.ttf import require_a_frame
 from schemas.fusion import FusionConfig
 from schemas.grid import TokenGrid
 
@@ -109,7 +108,8 @@ def plan_ttf_closed(
     """
     require_a_frame(config, grid)
     chosen = form or form_for(tokens)
-    _require_finite(tokens, grid, chosen)
+    frame_means(tokens, grid, form=chosen)
+    norm_of_frames(tokens, grid)  # also of tokens that nothing is compared with
 
     def run(threshold: float) -> _Pass:
         return _go_through(tokens, grid, threshold, config.window, chosen)
@@ -130,17 +130,6 @@ def plan_ttf_closed(
     )
 
 
-def _require_finite(tokens: Tensor, grid: TokenGrid, form: Form) -> None:
-    """Raise FusionError before anything is decided, also for what is never compared."""
-    frame_means(tokens, grid, form=form)
-    frames_TND = tokens.view(grid.frames, grid.tokens_per_frame, -1)
-    frame_ND, squares_ND = torch.empty(2, *frames_TND.shape[1:], device=tokens.device)
-    norms_TN = torch.empty(frames_TND.shape[:2], device=tokens.device)
-    for norms_N, frame in zip(norms_TN, frames_TND, strict=True):
-        norms_N.copy_(norm(as_float32(frame, frame_ND), squares=squares_ND))
-    require_finite_norms(norms_TN, grid)
-
-
 def _go_through(
     tokens: Tensor, grid: TokenGrid, threshold: float, window: int, form: Form
 ) -> _Pass:
@@ -149,7 +138,7 @@ def _go_through(
     frames_TND = tokens.view(grid.frames, grid.tokens_per_frame, -1)
     own_TN = torch.arange(grid.num_tokens, device=tokens.device).view(grid.frames, -1)
     match_TN = own_TN.clone()
-    score_TN = torch.full(own_TN.shape, -torch.inf, device=tokens.device)
+    score_TN = torch.full(own_TN.shape, -torch.inf, dtype=torch.float32, device=tokens.device)
     is_kept_TN = torch.ones_like(own_TN, dtype=torch.bool)
     planes = [own_TN[0]]
     for t in range(1, grid.frames):

@@ -3,6 +3,8 @@
 Dimension key: T token frames, N cells of a frame, D channels.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -32,31 +34,48 @@ def require_finite_norms(norms: Tensor, grid: TokenGrid) -> None:
 
 
 @torch.no_grad()
-def cosines_with_earlier(tokens: Tensor, grid: TokenGrid, *, lag: int = 1) -> Tensor:
-    """Cosine of every token with the one of the same cell ``lag`` token frames before.
+def cosines_with_earlier(tokens: Tensor, grid: TokenGrid, lags: Sequence[int]) -> Tensor:
+    """Cosine of every token with the one of the same cell some token frames before.
 
-    Equal tokens give equal bits wherever they stand. Two frames of temporaries are needed.
+    Equal tokens give equal bits wherever they stand. Three frames of temporaries are needed.
 
     Args:
         tokens: ``(T*N, D)`` floating.
         grid: the grid of these tokens.
-        lag: at least 1.
+        lags: for each frame how far before it that is; 0: the frame is compared with none.
 
     Returns:
-        ``(max(T - lag, 0), N)`` float32; row i speaks of token frame ``i + lag``.
+        ``(T, N)`` float32, -inf in frames that are compared with none.
 
     Raises:
         FusionError: tokens that are not finite, or so large that a norm overflows float32.
     """
     frames_TND = tokens.view(grid.frames, grid.tokens_per_frame, -1)
-    now_ND, then_ND, product_ND = torch.empty(3, *frames_TND.shape[1:], device=tokens.device)
-    norm_TN = torch.empty(frames_TND.shape[:2], device=tokens.device)
-    for t, frame in enumerate(frames_TND):
-        norm_TN[t] = norm(as_float32(frame, now_ND), squares=product_ND)
-    require_finite_norms(norm_TN, grid)
-    cosine_TN = torch.empty(max(grid.frames - lag, 0), len(now_ND), device=tokens.device)
-    for t, row_N in enumerate(cosine_TN):
-        earlier, later = frames_TND[t], frames_TND[t + lag]
-        torch.mul(as_float32(later, now_ND), as_float32(earlier, then_ND), out=product_ND)
-        row_N.copy_(product_ND.sum(dim=-1) / norm_TN[t + lag] / norm_TN[t])
+    now_ND, then_ND, product_ND = torch.empty(
+        3, *frames_TND.shape[1:], dtype=torch.float32, device=tokens.device
+    )
+    norm_TN = norm_of_frames(tokens, grid)
+    cosine_TN = torch.full_like(norm_TN, -torch.inf)
+    for t, lag in enumerate(lags):
+        if lag:
+            earlier, later = frames_TND[t - lag], frames_TND[t]
+            torch.mul(as_float32(later, now_ND), as_float32(earlier, then_ND), out=product_ND)
+            cosine_TN[t] = product_ND.sum(dim=-1) / norm_TN[t] / norm_TN[t - lag]
     return cosine_TN
+
+
+@torch.no_grad()
+def norm_of_frames(tokens: Tensor, grid: TokenGrid) -> Tensor:
+    """The norm of every token, ``(T, N)`` float32, a frame at a time.
+
+    Raises:
+        FusionError: tokens that are not finite, or so large that a norm overflows float32.
+    """
+    frames_TND = tokens.view(grid.frames, grid.tokens_per_frame, -1)
+    frame_ND, squares_ND = torch.empty(
+        2, *frames_TND.shape[1:], dtype=torch.float32, device=tokens.device
+    )
+    norms = [norm(as_float32(frame, frame_ND), squares=squares_ND) for frame in frames_TND]
+    norm_TN = torch.stack(norms)
+    require_finite_norms(norm_TN, grid)
+    return norm_TN

@@ -16,9 +16,9 @@ tokens. The rules (arXiv 2411.15024, temporal merging) and their ties, frames co
 import torch
 from torch import Tensor
 
-from pipeline.fusion.cosine import norm, require_finite_norms
+from pipeline.fusion.cosine import cosines_with_earlier
 from pipeline.fusion.plan import FusionPlan
-from pipeline.fusion.precision import as_float32
+from pipeline.fusion.spread import spread_frames
 from schemas.errors import FusionError
 from schemas.fusion import FusionConfig
 from schemas.grid import TokenGrid
@@ -33,7 +33,7 @@ def plan_dycoke(tokens: Tensor, grid: TokenGrid, config: FusionConfig) -> Fusion
 
     ``FusionPlan.score`` is -inf in frames kept whole; elsewhere it is the token's place among those
     of its frame by ascending cosine, over N. The storage order ascends by it, so every budget down
-    to the frames kept whole is a prefix.
+    to the frames kept whole is a prefix; these are spread over the video.
 
     Args:
         tokens: ``(T*N, D)`` floating.
@@ -46,7 +46,7 @@ def plan_dycoke(tokens: Tensor, grid: TokenGrid, config: FusionConfig) -> Fusion
     frames_R = torch.tensor([t for t in range(grid.frames) if _lag(t)], dtype=torch.int64)
     count_R = _frame_counts(grid, config, len(frames_R)).to(tokens.device)
     frames_R = frames_R.to(tokens.device)
-    cosine_TN = _partner_cosines(tokens, grid)
+    cosine_TN = cosines_with_earlier(tokens, grid, lags=[_lag(t) for t in range(grid.frames)])
     place_RN = cosine_TN[frames_R].argsort(dim=1, stable=True).argsort(dim=1)
     is_kept_TN = torch.ones_like(cosine_TN, dtype=torch.bool)
     is_kept_TN[frames_R] = place_RN < count_R[:, None]
@@ -59,7 +59,9 @@ def plan_dycoke(tokens: Tensor, grid: TokenGrid, config: FusionConfig) -> Fusion
         keep_index=is_kept_TN.flatten().nonzero().squeeze(1),
         match_index=_matches(is_kept_TN),
         score=score,
-        storage_order=score.argsort(stable=True),
+        storage_order=spread_frames(
+            score.argsort(stable=True), grid.frames - len(frames_R), grid.tokens_per_frame
+        ),
         nested=True,
     )
 
@@ -84,36 +86,6 @@ def _frame_counts(grid: TokenGrid, config: FusionConfig, num_reduced: int) -> Te
         )
     share, left_over = divmod(num_shared, max(1, num_reduced))
     return share + (torch.arange(num_reduced) < left_over).long()
-
-
-def _partner_cosines(tokens: Tensor, grid: TokenGrid) -> Tensor:
-    """Cosine of every token with its partner frame's of the same cell; 0 in frames kept whole.
-
-    Args:
-        tokens: ``(T*N, D)`` floating.
-        grid: the grid of these tokens.
-
-    Returns:
-        ``(T, N)`` float32.
-
-    Raises:
-        FusionError: tokens that are not finite, or so large that a norm overflows float32.
-    """
-    frames_TND = tokens.view(grid.frames, grid.tokens_per_frame, -1)
-    now_ND, then_ND, product_ND = torch.empty(
-        3, *frames_TND.shape[1:], dtype=torch.float32, device=tokens.device
-    )
-    norm_TN = torch.empty(frames_TND.shape[:2], dtype=torch.float32, device=tokens.device)
-    cosine_TN = torch.zeros_like(norm_TN)
-    for t, frame in enumerate(frames_TND):
-        values_ND = as_float32(frame, now_ND)
-        norm_TN[t] = norm(values_ND, squares=product_ND)
-        if lag := _lag(t):
-            partner_ND = as_float32(frames_TND[t - lag], then_ND)
-            torch.mul(values_ND, partner_ND, out=product_ND)
-            cosine_TN[t] = product_ND.sum(dim=-1) / norm_TN[t] / norm_TN[t - lag]
-    require_finite_norms(norm_TN, grid)
-    return cosine_TN
 
 
 def _matches(is_kept_TN: Tensor) -> Tensor:

@@ -15,9 +15,9 @@ a tie goes to the earlier frame.
 import torch
 from torch import Tensor
 
+from pipeline.fusion.budgets import require_a_frame
 from pipeline.fusion.cosine import cosines_with_earlier
 from pipeline.fusion.plan import FusionPlan
-from pipeline.fusion.ttf import require_a_frame
 from schemas.fusion import FusionConfig
 from schemas.grid import TokenGrid
 
@@ -41,11 +41,7 @@ def plan_evs(tokens: Tensor, grid: TokenGrid, config: FusionConfig) -> FusionPla
     if config.budget is not None:
         require_a_frame(config, grid)
     num_kept = max(grid.tokens_per_frame, config.num_kept(grid.num_tokens))
-    score_TN = torch.full(
-        (grid.frames, grid.tokens_per_frame), -torch.inf, dtype=torch.float32, device=tokens.device
-    )
-    score_TN[1:] = cosines_with_earlier(tokens, grid)
-    score_G = score_TN.flatten()
+    score_G = cosines_with_earlier(tokens, grid, lags=[0] + [1] * (grid.frames - 1)).flatten()
     keep_index = score_G.argsort(stable=True)[:num_kept].sort().values
     score = score_G[keep_index]
     return FusionPlan(

@@ -4,6 +4,7 @@ A form is taken where its library is installed: nothing is asked of the user, an
 sides only if its cosine is within 2e-6 of the threshold (docs/decisions/fusion.md).
 """
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -55,13 +56,26 @@ def form_for(tokens: Tensor) -> Form:
 
 @cache
 def compiled_form(name: str) -> Form | None:
-    """The form of a library, None where it is not installed.
+    """The form of a library, None where it is not installed; warns where it is there and broken.
 
     Args:
         name: "triton" or "numba".
     """
     try:
         module = import_module(f"pipeline.fusion.window_{name}")
-    except ImportError:
+    except ModuleNotFoundError:
+        return None
+    except Exception as error:  # whatever a half-installed library fails with
+        warn_of_torch(name, error)
         return None
     return Form(name, module.frame_sums, module.match_plane, module.reads)
+
+
+def warn_of_torch(name: str, error: Exception, *, advice: str = "") -> None:
+    """Say that a library is there and cannot be used; nothing but time is lost."""
+    warnings.warn(
+        f"{name} cannot be used ({type(error).__name__}: {error}). Fusion takes the slower torch "
+        "form; its decisions are the same. " + advice,
+        RuntimeWarning,
+        stacklevel=2,
+    )

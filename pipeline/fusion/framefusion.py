@@ -19,9 +19,9 @@ head.
 import torch
 from torch import Tensor
 
+from pipeline.fusion.budgets import require_a_frame
 from pipeline.fusion.cosine import cosines_with_earlier
 from pipeline.fusion.plan import FusionPlan
-from pipeline.fusion.ttf import require_a_frame
 from schemas.fusion import FusionConfig
 from schemas.grid import TokenGrid
 
@@ -42,8 +42,7 @@ def plan_framefusion(tokens: Tensor, grid: TokenGrid, config: FusionConfig) -> F
         FusionError: tokens that are not finite, or a budget below the tokens of one frame.
     """
     require_a_frame(config, grid)
-    similarity_G = tokens.new_full((grid.num_tokens,), -torch.inf, dtype=torch.float32)
-    similarity_G[grid.tokens_per_frame :] = cosines_with_earlier(tokens, grid).flatten()
+    similarity_G = cosines_with_earlier(tokens, grid, lags=[0] + [1] * (grid.frames - 1)).flatten()
     if config.budget is None:
         is_merged_G = similarity_G >= config.fuses_above
     else:

@@ -150,5 +150,5 @@ class FusionPlan:
         return (
             f"FusionPlan(method={self.method!r}, grid={self.grid}, kept={self.num_kept}, "
             f"keep_ratio={self.keep_ratio:.3f}, anchor_frame={self.anchor_frame}, "
-            f"nested={self.nested})"
+            f"nested={self.nested}, averages={self.weight is not None})"
         )

@@ -100,7 +100,7 @@ def grow_quadtree(grid: TokenGrid, device: torch.device) -> Quadtree:
     return Quadtree(
         sides=tuple(sides[::-1]),
         ancestor=ancestor_LN.to(device),
-        share=(1.0 / num_below_LN.flip(0).cumprod(dim=0).flip(0)).to(device),
+        share=num_below_LN.flip(0).cumprod(dim=0).flip(0).float().reciprocal().to(device),
         parent=parent_P.to(device),
         num_children=num_children_P.to(device),
         corner=corner_P.to(device),
@@ -156,8 +156,12 @@ def child_cosines(tokens: Tensor, grid: TokenGrid, tree: Quadtree) -> tuple[Tens
         FusionError: tokens that are not finite, or so large that a norm overflows float32.
     """
     frames_TND = tokens.view(grid.frames, grid.tokens_per_frame, -1)
-    nodes_PD, work_PD = torch.empty(2, tree.num_nodes, tokens.shape[1], device=tokens.device)
-    cosine_TP, square_TP = torch.empty(2, grid.frames, tree.num_nodes, device=tokens.device)
+    nodes_PD, work_PD = torch.empty(
+        2, tree.num_nodes, tokens.shape[1], dtype=torch.float32, device=tokens.device
+    )
+    cosine_TP, square_TP = torch.empty(
+        2, grid.frames, tree.num_nodes, dtype=torch.float32, device=tokens.device
+    )
     for frame_ND, cosine_P, square_P in zip(frames_TND, cosine_TP, square_TP, strict=True):
         pool_frame(frame_ND, tree, nodes_PD)
         square_P.copy_(torch.mul(nodes_PD, nodes_PD, out=work_PD).sum(dim=-1))

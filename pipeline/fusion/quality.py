@@ -6,11 +6,13 @@ cosine 1 here, for nothing is lost when one stands for the other; a zero and ano
 
 A token's motion level follows from its cosine with the same cell of the token frame before. The
 first frame is compared with the frame after it, unless that begins a new shot: it is still then.
-Dimension key: G tokens, K kept rows, D channels, T token frames, N cells; of one block B and R.
+Dimension key: G tokens, M of them measured, K kept rows, D channels, T token frames, N cells; of
+one block B and R.
 """
 
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass
+from math import gcd
 from typing import Self
 
 import numpy as np
@@ -31,6 +33,9 @@ CUT_BELOW = 0.50
 "cut": what moves changes a part of a frame, a cut all of it."""
 
 LEVELS = ("still", "low", "high", "cut")
+
+MOST_PAIRS = 2**27
+"""Tokens times kept rows that are compared; of larger videos every so many-th token is measured."""
 
 _ROUNDING = 1e-9
 _BLOCK = 1024
@@ -79,11 +84,14 @@ class Coverage:
 class Quality:
     """What is left of one video's tokens.
 
-    ``num_kept`` rows are kept. ``whole`` speaks of all tokens, ``levels`` of those of each motion
-    level, in the order of ``LEVELS``; a level without a token is left out.
+    ``num_kept`` of ``num_tokens`` tokens are kept. ``whole`` speaks of all that were measured,
+    which is every ``step``-th, ``levels`` of those of each motion level, in the order of
+    ``LEVELS``; a level without a token is left out.
     """
 
     num_kept: int
+    num_tokens: int
+    step: int
     whole: Coverage
     levels: Mapping[str, Coverage]
 
@@ -92,23 +100,26 @@ class Quality:
         _require(list(self.levels) == in_order, f"the levels are {list(self.levels)}")
         total = sum(level.num_tokens for level in self.levels.values())
         _require(total == self.whole.num_tokens, f"levels hold {total} of {self.whole.num_tokens}")
-        _require(1 <= self.num_kept <= total, f"{self.num_kept} of {total} tokens are kept")
+        of_all = f"{self.num_kept} of {self.num_tokens} tokens are kept"
+        _require(1 <= self.num_kept <= self.num_tokens, of_all)
+        measured = -(-self.num_tokens // self.step)
+        _require(total == measured, f"{total} of {self.num_tokens} are not every {self.step}-th")
 
     @property
     def keep_ratio(self) -> float:
         """Kept tokens / all tokens, in (0, 1]."""
-        return self.num_kept / self.whole.num_tokens
+        return self.num_kept / self.num_tokens
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenCosines:
-    """``(G,)`` float64 in [-1, 1] each, on the CPU; see ``Coverage``."""
+    """``(M,)`` float64 in [-1, 1] each, on the CPU; see ``Coverage``."""
 
     representative: Tensor
     nearest: Tensor
 
     def coverage(self, is_counted: Tensor) -> Coverage:
-        """Of the tokens where ``(G,)`` bool is True, at least one."""
+        """Of the tokens where ``(M,)`` bool is True, at least one."""
         spreads = (Spread.of(each[is_counted]) for each in (self.representative, self.nearest))
         return Coverage(int(is_counted.sum()), *spreads)
 
@@ -137,28 +148,51 @@ def measure_rows(
         GridMismatchError: shapes that do not belong together.
         FusionError: a match without a row, or values that are not finite.
     """
-    cosines = token_cosines(tokens, rows, grid, keep_index=keep_index, match_index=match_index)
-    level_G = motion_levels(tokens, grid)
-    present = level_G.bincount().nonzero().flatten().tolist()
-    levels = {LEVELS[i]: cosines.coverage(level_G == i) for i in present}
-    return Quality(num_kept=len(rows), whole=cosines.coverage(level_G >= 0), levels=levels)
+    step = _step(grid, len(rows))
+    cosines = token_cosines(
+        tokens, rows, grid, keep_index=keep_index, match_index=match_index, step=step
+    )
+    level_M = motion_levels(tokens, grid)[::step]
+    present = level_M.bincount().nonzero().flatten().tolist()
+    return Quality(
+        num_kept=len(rows),
+        num_tokens=grid.num_tokens,
+        step=step,
+        whole=cosines.coverage(level_M >= 0),
+        levels={LEVELS[i]: cosines.coverage(level_M == i) for i in present},
+    )
+
+
+def _step(grid: TokenGrid, num_rows: int) -> int:
+    """Every which token is measured: no multiple of a side, so that all cells have their turn."""
+    step = -(-grid.num_tokens * num_rows // MOST_PAIRS)
+    while step > 1 and gcd(step, grid.tokens_per_frame) > 1:
+        step += 1
+    return step
 
 
 @torch.no_grad()
 def token_cosines(
-    tokens: Tensor, rows: Tensor, grid: TokenGrid, *, keep_index: Tensor, match_index: Tensor
+    tokens: Tensor,
+    rows: Tensor,
+    grid: TokenGrid,
+    *,
+    keep_index: Tensor,
+    match_index: Tensor,
+    step: int = 1,
 ) -> TokenCosines:
-    """The cosines of every token; arguments and errors as of ``measure_rows``.
+    """The cosines of every ``step``-th token; arguments and errors as of ``measure_rows``.
 
     Products and sums are float32, and equal vectors have cosine 1 exactly. The search for the
     nearest row multiplies G*K times D values, in blocks of bounded size.
     """
-    place_G = _places(tokens, rows, grid, keep_index, match_index)
+    place_M = _places(tokens, rows, grid, keep_index, match_index)[::step]
+    measured_MD = tokens[::step]
     rows = rows.to(tokens.device)
     parts = []
-    for start in range(0, len(tokens), _BLOCK):
-        block_BD = tokens[start : start + _BLOCK]
-        representative_B = _cosines(block_BD, rows[place_G[start : start + _BLOCK]])
+    for start in range(0, len(measured_MD), _BLOCK):
+        block_BD = measured_MD[start : start + _BLOCK]
+        representative_B = _cosines(block_BD, rows[place_M[start : start + _BLOCK]])
         nearest_B = _cosines(block_BD, rows[_most_alike(block_BD, rows)])
         parts.append(torch.stack([representative_B, torch.maximum(representative_B, nearest_B)]))
     return TokenCosines(*torch.cat(parts, dim=1))

@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.fusion.anchor import frame_means, most_typical
+from pipeline.fusion.budgets import require_a_frame
 from pipeline.fusion.cosine import norm
 from pipeline.fusion.forms import Form, form_for
 from pipeline.fusion.plan import FusionPlan
-from pipeline.fusion.ttf import Shot, fuse_into_anchors, require_a_frame
+from pipeline.fusion.ttf import Shot, fuse_into_anchors
 from schemas.fusion import FusionConfig
 from schemas.grid import TokenGrid
 
@@ -40,8 +41,8 @@ def plan_ttf_shots(
 
     Threshold and budget work as in ``plan_ttf``. A token's score is its best cosine with the anchor
     of its shot, -inf for the anchors' own tokens. The storage order begins with the anchors of all
-    shots: every budget that holds them is a prefix of it. A smaller one finds fewer shots, and is
-    another plan.
+    shots, spread over the video: every budget that holds them is a prefix of it. A smaller one
+    finds fewer shots, and is another plan.
 
     Args:
         tokens: ``(T*N, D)`` floating.

@@ -165,8 +165,12 @@ def _pair_cosines(
 ) -> Tensor:
     """Cosine of every pair of nodes of two frames, ``(T - 1, N)`` float32; -inf is no pair."""
     frames_TND = tokens.view(grid.frames, grid.tokens_per_frame, -1)
-    then_PD, now_PD = torch.empty(2, tree.num_nodes, tokens.shape[1], device=tokens.device)
-    left_ND, right_ND = torch.empty(2, *frames_TND.shape[1:], device=tokens.device)
+    then_PD, now_PD = torch.empty(
+        2, tree.num_nodes, tokens.shape[1], dtype=torch.float32, device=tokens.device
+    )
+    left_ND, right_ND = torch.empty(
+        2, *frames_TND.shape[1:], dtype=torch.float32, device=tokens.device
+    )
     cosine_EN = torch.full_like(is_pair_EN, -torch.inf, dtype=torch.float32)
     pool_frame(frames_TND[0], tree, now_PD)
     for t, is_pair_N in enumerate(is_pair_EN):

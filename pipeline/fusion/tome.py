@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from pipeline.fusion.averages import weighted_means
-from pipeline.fusion.cosine import norm, require_finite_norms
+from pipeline.fusion.blocks import MULTIPLE, equal_blocks
+from pipeline.fusion.cosine import norm, norm_of_frames
 from pipeline.fusion.plan import FusionPlan
 from pipeline.fusion.precision import full_precision
-from pipeline.fusion.window import equal_blocks
 from schemas.errors import FusionError
 from schemas.fusion import FusionConfig
 from schemas.grid import TokenGrid
@@ -31,9 +31,6 @@ MOST_TOKENS = 65_536
 
 _SOURCES_PER_BLOCK = 2048
 _DESTINATIONS_PER_BLOCK = 1024
-
-_MULTIPLE = 16
-"""Rows and channels of a product are filled up to a multiple: equal tokens get equal bits."""
 
 
 @torch.no_grad()
@@ -53,7 +50,7 @@ def plan_tome(tokens: Tensor, grid: TokenGrid, config: FusionConfig) -> FusionPl
         FusionError: tokens that are not finite, or more than ``MOST_TOKENS`` of them.
     """
     _require_few(grid)
-    _require_finite(tokens, grid)
+    norm_of_frames(tokens, grid)
     num_kept = config.num_kept(grid.num_tokens)
     alive_n = torch.arange(grid.num_tokens, device=tokens.device)
     match_G = alive_n.clone()
@@ -89,11 +86,6 @@ def _require_few(grid: TokenGrid) -> None:
         )
 
 
-def _require_finite(tokens: Tensor, grid: TokenGrid) -> None:
-    frames_TND = tokens.view(grid.frames, grid.tokens_per_frame, -1)
-    require_finite_norms(torch.stack([norm(frame_ND.float()) for frame_ND in frames_TND]), grid)
-
-
 def _most_alike(
     tokens: Tensor, match_G: Tensor, sources_S: Tensor, destinations_R: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -108,7 +100,7 @@ def _most_alike(
     Returns:
         ``(S,)`` float32 cosines and ``(S,)`` int64 grid indices of the destinations.
     """
-    cosine_S = torch.empty(sources_S.shape, device=tokens.device)
+    cosine_S = torch.empty(sources_S.shape, dtype=torch.float32, device=tokens.device)
     best_S = torch.empty_like(sources_S)
     destination_blocks = equal_blocks(len(destinations_R), _DESTINATIONS_PER_BLOCK)
     with full_precision(tokens.device.type):
@@ -130,8 +122,8 @@ def _most_alike(
 
 def _rows(tokens: Tensor, match_G: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     """The means that stand at ``index`` in float32, filled up with zeros, and their norms."""
-    ones_G = torch.ones(len(tokens), device=tokens.device)
+    ones_G = torch.ones(len(tokens), dtype=torch.float32, device=tokens.device)
     rows = weighted_means(tokens, match_G, ones_G, index, dtype=torch.float32)
-    missing_rows, missing_channels = (-side % _MULTIPLE for side in rows.shape)
+    missing_rows, missing_channels = (-side % MULTIPLE for side in rows.shape)
     rows = torch.nn.functional.pad(rows, (0, missing_channels, 0, missing_rows))
     return rows, norm(rows)

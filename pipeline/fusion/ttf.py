@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 
 from pipeline.fusion.anchor import select_anchor
+from pipeline.fusion.budgets import require_a_frame
 from pipeline.fusion.forms import Form, form_for
 from pipeline.fusion.plan import FusionPlan
-from schemas.errors import FusionError
+from pipeline.fusion.spread import spread_frames
 from schemas.fusion import FusionConfig
 from schemas.grid import TokenGrid
 
@@ -62,18 +63,6 @@ def plan_ttf(
     return fuse_into_anchors(tokens, grid, config, [Shot(0, grid.frames, anchor)], form)
 
 
-def require_a_frame(config: FusionConfig, grid: TokenGrid) -> None:
-    """Raise FusionError when a budget does not hold one whole token frame."""
-    num_kept = config.num_kept(grid.num_tokens)
-    if num_kept < grid.tokens_per_frame:
-        raise FusionError(
-            f"fusion method {config.method!r} keeps all {grid.tokens_per_frame} tokens of one "
-            f"frame at least, and budget={config.budget!r} grants this video of {grid} tokens only "
-            f"{num_kept}. Ask for at least {grid.tokens_per_frame} tokens, or choose 'random' or "
-            "'uniform'."
-        )
-
-
 def fuse_into_anchors(
     tokens: Tensor, grid: TokenGrid, config: FusionConfig, shots: Sequence[Shot], form: Form
 ) -> FusionPlan:
@@ -95,13 +84,14 @@ def fuse_into_anchors(
     keep_index = is_kept.nonzero().squeeze(1)
     score = score_G[keep_index]
     every = torch.arange(grid.num_tokens, device=tokens.device)
+    order = score.argsort(stable=True)
     return FusionPlan(
         method=config.method,
         grid=grid,
         keep_index=keep_index,
         match_index=torch.where(is_kept, every, match_G),
         score=score,
-        storage_order=score.argsort(stable=True),
+        storage_order=spread_frames(order, len(shots), grid.tokens_per_frame),
         nested=True,
         anchor_frame=shots[0].anchor if config.abilities.anchored else None,
     )

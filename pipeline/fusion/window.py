@@ -7,21 +7,18 @@ C cells and F frames of one block. A plane is N tokens, one for each cell: an an
 import torch
 from torch import Tensor
 
+from pipeline.fusion.blocks import MULTIPLE, equal_blocks
 from pipeline.fusion.cosine import norm, require_finite_norms
 from pipeline.fusion.precision import as_float32, full_precision
 from schemas.grid import TokenGrid
+
+_SUMMED_VALUES = 2**18
+"""Values summed at a time: one MiB of float32."""
 
 _FRAMES_PER_BLOCK = 32
 _WINDOW_VALUES_ON_CPU = 2**18
 _WINDOW_VALUES_ELSEWHERE = 2**24
 """Plane values gathered at a time: on a CPU they stay in its cache, a GPU is kept busy."""
-
-_MULTIPLE = 16
-"""Window places and channels of a matrix product are filled up to a multiple of this.
-
-Measured with MKL: equal tokens then get equal bits wherever they stand, the rounding error halves,
-and it is faster than the odd 9 places (docs/decisions/fusion.md).
-"""
 
 
 @torch.no_grad()
@@ -33,12 +30,17 @@ def frame_sums(tokens: Tensor, grid: TokenGrid) -> Tensor:
         grid: the grid of these tokens.
     """
     frames_TND = tokens.view(grid.frames, grid.tokens_per_frame, -1)
-    ones_1N = torch.ones(1, grid.tokens_per_frame, device=tokens.device)
-    frame_ND = torch.empty(frames_TND.shape[1:], device=tokens.device)
-    sums_TD = torch.empty(grid.frames, tokens.shape[1], device=tokens.device)
+    rows = min(grid.tokens_per_frame, max(1, _SUMMED_VALUES // tokens.shape[1]))
+    ones_1R = torch.ones(1, rows, dtype=torch.float32, device=tokens.device)
+    room_RD = torch.empty(rows, tokens.shape[1], dtype=torch.float32, device=tokens.device)
+    sums_TD = torch.empty(grid.frames, tokens.shape[1], dtype=torch.float32, device=tokens.device)
     with full_precision(tokens.device.type):
         for t, frame in enumerate(frames_TND):
-            torch.mm(ones_1N, as_float32(frame, frame_ND), out=sums_TD[t : t + 1])
+            sums_TD[t] = 0
+            for first in range(0, len(frame), rows):
+                block = frame[first : first + rows]
+                values_RD = as_float32(block, room_RD[: len(block)])
+                sums_TD[t : t + 1].addmm_(ones_1R[:, : len(block)], values_RD)
     return sums_TD
 
 
@@ -69,15 +71,17 @@ def _match_blocks(
     tokens: Tensor, plane_ND: Tensor, grid: TokenGrid, window: int
 ) -> tuple[Tensor, Tensor]:
     frames_TND = tokens.view(grid.frames, grid.tokens_per_frame, -1)
-    window_NP = window_cells(grid, window, multiple=_MULTIPLE).to(tokens.device)
-    best_TN, norm_TN = torch.empty(2, *frames_TND.shape[:2], device=tokens.device)
+    window_NP = window_cells(grid, window, multiple=MULTIPLE).to(tokens.device)
+    best_TN, norm_TN = torch.empty(
+        2, *frames_TND.shape[:2], dtype=torch.float32, device=tokens.device
+    )
     cell_TN = torch.empty(frames_TND.shape[:2], dtype=torch.int64, device=tokens.device)
     cell_blocks, frame_blocks = _blocks(tokens, grid, window_NP.shape[1])
     # The large temporaries are made once: fresh pages cost more than the arithmetic on them.
     shape_CPD = cell_blocks[0].stop, window_NP.shape[1], tokens.shape[1]
     stored_CPD = plane_ND.new_empty(shape_CPD)
     is_float32 = tokens.dtype == torch.float32
-    room_CPD = stored_CPD if is_float32 else torch.empty(shape_CPD, device=tokens.device)
+    room_CPD = stored_CPD if is_float32 else stored_CPD.new_empty(shape_CPD, dtype=torch.float32)
     block_FCD = room_CPD.new_empty(frame_blocks[0].stop, cell_blocks[0].stop, tokens.shape[1])
     plane_norm_N = _plane_norms(plane_ND, block_FCD.flatten(0, 1))
     for cells in cell_blocks:
@@ -98,7 +102,8 @@ def _match_blocks(
 def _plane_norms(plane_ND: Tensor, room_RD: Tensor) -> Tensor:
     """Norms of the plane's tokens, ``(N,)`` float32, as many at a time as there is room for."""
     norms = []
-    for rows in plane_ND.split(len(room_RD)):
+    for first in range(0, len(plane_ND), len(room_RD)):
+        rows = plane_ND[first : first + len(room_RD)]
         values = as_float32(rows, room_RD[: len(rows)])
         norms.append(norm(values, squares=room_RD[: len(rows)]))
     return torch.cat(norms)
@@ -120,17 +125,6 @@ def window_cells(grid: TokenGrid, window: int, *, multiple: int) -> Tensor:
     return torch.cat([cells_NP, cells_NP[:, -1:].expand(-1, missing)], dim=1)
 
 
-def equal_blocks(length: int, limit: int) -> list[slice]:
-    """Cover ``range(length)`` with the fewest slices of one size of at most ``limit``.
-
-    The last slice overlaps the one before it: products of one shape round alike.
-    """
-    count = -(-length // limit)
-    size = -(-length // count)
-    starts = [min(number * size, length - size) for number in range(count)]
-    return [slice(start, start + size) for start in starts]
-
-
 def _blocks(tokens: Tensor, grid: TokenGrid, num_places: int) -> tuple[list[slice], list[slice]]:
     """Blocks of cells and blocks of frames that are matched at a time."""
     on_cpu = tokens.device.type == "cpu"
@@ -144,5 +138,5 @@ def _blocks(tokens: Tensor, grid: TokenGrid, num_places: int) -> tuple[list[slic
 
 def _fill_channels(tokens: Tensor) -> Tensor:
     """Zeros behind the channels until they are a multiple; models in use need none."""
-    missing = -tokens.shape[1] % _MULTIPLE
+    missing = -tokens.shape[1] % MULTIPLE
     return torch.nn.functional.pad(tokens, (0, missing)) if missing else tokens

@@ -8,6 +8,7 @@ threads as torch may use; how they are split changes no bit.
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from numba.extending import overload
 from torch import Tensor
 
 from pipeline.fusion.cosine import EPSILON, require_finite_norms
+from pipeline.fusion.forms import warn_of_torch
 from pipeline.fusion.window import window_cells
 from schemas.grid import TokenGrid
 
@@ -33,7 +35,24 @@ def reads(tokens: Tensor) -> bool:
     """Whether these tokens can be given to this form: float32, or bfloat16 in pairs."""
     in_pairs = tokens.shape[1] % 2 == 0 and tokens.storage_offset() % 2 == 0
     is_known = tokens.dtype == torch.float32 or (tokens.dtype == torch.bfloat16 and in_pairs)
-    return tokens.device.type == "cpu" and is_known
+    return tokens.device.type == "cpu" and is_known and runs()
+
+
+@cache
+def runs() -> bool:
+    """Whether the kernels compile and run here; warns once where they do not.
+
+    A cache folder that is full or damaged shows only then.
+    """
+    try:
+        for dtype in (torch.float32, torch.bfloat16):
+            tokens = torch.ones(1, 2, dtype=dtype)
+            frame_sums(tokens, TokenGrid(1, 1, 1))
+            match_plane(tokens, tokens, TokenGrid(1, 1, 1), window=1)
+    except Exception as error:  # whatever a compiler or its cache fails with
+        warn_of_torch("numba", error)
+        return False
+    return True
 
 
 @torch.no_grad()
@@ -69,12 +88,20 @@ def match_plane(
     return torch.from_numpy(best_TN).div_(norm_TN), torch.from_numpy(cell_TN)
 
 
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compiled at the first call, and kept on disk where there is a place for it."""
+    try:
+        return njit(nogil=True, cache=True)(function)
+    except RuntimeError:  # neither the installation nor a home folder can be written
+        return njit(nogil=True)(function)
+
+
 def _stored(tokens: Tensor, grid: TokenGrid) -> _Array:
     """The rows as numpy sees them, ``(T, N, V)``: numpy has no bfloat16, so two make a uint32."""
     shape = grid.frames, grid.tokens_per_frame, -1
     if tokens.dtype == torch.float32:
         return tokens.view(shape).numpy()
-    return tokens.view(torch.int32).view(shape).numpy().view(np.uint32)
+    return tokens.reshape(-1).view(torch.int32).view(shape).numpy().view(np.uint32)
 
 
 def _on_threads(length: int, work: Callable[[int, int], None]) -> None:
@@ -192,7 +219,7 @@ def _dots_overload(a: Any, b: Any, c: Any, d: Any, x: Any, y: Any, z: Any) -> An
     return of_pairs if x.dtype == types.uint32 else of_float32
 
 
-@njit(nogil=True, cache=True)
+@_compiled
 def _sum_frames(rows_TNV: _Array, start: int, stop: int, sums_TD: _Array) -> None:
     for t in range(start, stop):
         sums_TD[t] = 0
@@ -200,13 +227,13 @@ def _sum_frames(rows_TNV: _Array, start: int, stop: int, sums_TD: _Array) -> Non
             _add_row(rows_TNV[t, n], sums_TD[t])
 
 
-@njit(nogil=True, cache=True)
+@_compiled
 def _norms(rows_NV: _Array, norms_N: _Array) -> None:
     for n in range(len(rows_NV)):
         norms_N[n] = max(np.sqrt(_square(rows_NV[n])), np.float32(EPSILON))
 
 
-@njit(nogil=True, cache=True)
+@_compiled
 def _match_cells(
     rows_TNV: _Array,
     plane_NV: _Array,

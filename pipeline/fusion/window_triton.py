@@ -14,7 +14,6 @@ Shown: results, in Triton's interpreter; that the compiler makes code for Ampere
 spills no register. Not shown: any run on a GPU, any time. Block sizes are chosen by arithmetic.
 """
 
-import warnings
 from dataclasses import dataclass
 from functools import cache
 
@@ -24,6 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pipeline.fusion.cosine import EPSILON, norm, require_finite_norms
+from pipeline.fusion.forms import warn_of_torch
 from schemas.grid import TokenGrid
 
 _PLACES = 64
@@ -71,14 +71,10 @@ def runs_on(device: torch.device) -> bool:
     It needs a C compiler and Python's headers, which lean images leave out.
     """
     try:
-        frame_sums(torch.ones(1, 1, device=device), TokenGrid(1, 1, 1))
+        frame_sums(torch.ones(1, 1, dtype=torch.float32, device=device), TokenGrid(1, 1, 1))
     except Exception as error:  # whatever a compiler, a linker or a driver fails with
-        warnings.warn(
-            f"Triton cannot run on {device} ({type(error).__name__}: {error}). Fusion takes the "
-            "slower torch form. Install a C compiler and Python's headers.",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+        advice = "Install a C compiler and Python's headers."
+        warn_of_torch(f"triton on {device}", error, advice=advice)
         return False
     return True
 
@@ -87,7 +83,7 @@ def runs_on(device: torch.device) -> bool:
 def frame_sums(tokens: Tensor, grid: TokenGrid) -> Tensor:
     """As ``pipeline.fusion.window.frame_sums``, for tokens that ``reads`` accepts."""
     num_channels = tokens.shape[1]
-    sums_TD = torch.empty(grid.frames, num_channels, device=tokens.device)
+    sums_TD = torch.empty(grid.frames, num_channels, dtype=torch.float32, device=tokens.device)
     num_blocks = triton.cdiv(num_channels, _SUMMED_CHANNELS)
     with torch.cuda.device(tokens.get_device()):
         _sum_frame[(grid.frames * num_blocks,)](
@@ -109,7 +105,9 @@ def match_plane(
     """As ``pipeline.fusion.window.match_plane``, for tokens that ``reads`` accepts."""
     layout = layout_of(grid, window)
     plane_norm_N = norm(plane_ND.float())
-    best_TN = torch.empty(grid.frames, grid.tokens_per_frame, device=tokens.device)
+    best_TN = torch.empty(
+        grid.frames, grid.tokens_per_frame, dtype=torch.float32, device=tokens.device
+    )
     norm_TN = torch.empty_like(best_TN)
     cell_TN = torch.empty_like(best_TN, dtype=torch.int64)
     operand = _operand_type(tokens.dtype)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import fields
+from pathlib import Path
 
 import torch
 
@@ -13,6 +14,7 @@ from pipeline.fusion.quality import Coverage, Quality, measure_rows
 from pipeline.storage.remote import file_digest, local_copy
 from schemas.config import DecodeConfig, EncoderConfig, PreprocessConfig
 from schemas.errors import CacheMismatchError, ConfigError, CorpusError
+from schemas.index import IndexRow
 
 
 def measure_video(
@@ -45,6 +47,8 @@ def measure_video(
 
 def coverage_lines(quality: Quality) -> Iterator[str]:
     """A table: cosines of all tokens, and of those of each motion level, with what is kept."""
+    if quality.step > 1:
+        yield f"(measured on every {quality.step}-th token of {quality.num_tokens})"
     yield f"{'tokens':10} {'number':>7}   {'stands for it':^22}   {'nearest kept':^22}"
     yield f"{'':10} {'':7}   {_heads()}   {_heads()}"
     for name, coverage in (("all", quality.whole), *quality.levels.items()):
@@ -85,16 +89,26 @@ def _encode_again(
             "its preprocessing differs. Give the one that did."
         )
     with local_copy(row.path) as path:
-        if file_digest(path) != row.content_sha256:
-            raise CorpusError(
-                f"video {row.video_id!r}: {row.path} is no longer the file that was cached. "
-                "Build the cache again to take up the new one."
-            )
+        _require_unchanged(row, path)
         decode = DecodeConfig(decoder=row.decoder or "auto")
         with FrameReader(decode, manifest.sampling) as reader:
             frames = reader.read(path, resize=encoder.resize).frames
     [tokens] = encoder.encode([torch.from_numpy(frames)])
     return tokens
+
+
+def _require_unchanged(row: IndexRow, path: str) -> None:
+    """Raise CorpusError unless the file at ``path`` is the one that was cached."""
+    if not Path(path).is_file():
+        raise CorpusError(
+            f"video {row.video_id!r}: there is no file {row.path} any more. Put it back, or build "
+            "a cache from where the videos are now."
+        )
+    if file_digest(path) != row.content_sha256:
+        raise CorpusError(
+            f"video {row.video_id!r}: {row.path} is no longer the file that was cached. Build the "
+            "cache again to take up the new one."
+        )
 
 
 def _grid_index(video: CachedVideo) -> torch.Tensor:

@@ -5,6 +5,7 @@ import numpy.typing as npt
 
 from pipeline.cache import CachedVideo, open_cache
 from pipeline.storage import Location
+from schemas.fusion import FusionConfig
 from schemas.index import IndexRow
 
 FIELDS = (
@@ -55,16 +56,17 @@ def describe_video(location: Location, video_id: str, *, with_map: bool = False)
     """
     cache = open_cache(location)
     row = cache.row(video_id)
-    lines = [f"{name:18} {_text(value)}" for name, value in _fields(row)]
+    lines = [f"{name:18} {_text(value)}" for name, value in _fields(row, cache.manifest.fusion)]
     if row.status == "ok":
         lines += ["", *_frame_lines(cache.load(video_id), with_map=with_map)]
     return "\n".join(lines)
 
 
-def _fields(row: IndexRow) -> list[tuple[str, object]]:
+def _fields(row: IndexRow, fusion: FusionConfig) -> list[tuple[str, object]]:
     known = [(name, getattr(row, name)) for name in FIELDS if getattr(row, name) is not None]
     if row.status == "ok":
         known.insert(-1, ("grid", row.grid))
+        known.insert(-1, ("fusion", fusion))
     return [*known, *row.extra.items()]
 
 

@@ -1,7 +1,9 @@
 """The compiled form decides as plain torch does, and is taken where it is installed."""
 
+import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -10,9 +12,10 @@ from pipeline.fusion import plan_fusion
 from pipeline.fusion.anchor import select_anchor
 from pipeline.fusion.forms import TORCH, compiled_form, form_for
 from pipeline.fusion.ttf import Shot, best_match, plan_ttf
-from schemas.fusion import FusionConfig
+from schemas.fusion import METHODS, FusionConfig
 from schemas.grid import TokenGrid
 from tests.fusion.plain_ttf import ROUNDING, plan_bytes, seeded, video
+from tests.synthetic import REPOSITORY
 
 NUMBA = compiled_form("numba")
 
@@ -80,7 +83,7 @@ def test_bfloat16_rows_that_begin_at_an_odd_place_are_planned_all_the_same():
     )
 
 
-def test_the_compiled_form_gives_the_same_bytes_again_and_on_any_thread():
+def test_the_compiled_form_gives_the_same_bytes_again():
     grid = TokenGrid(9, 6, 5)
     tokens = video(grid, 64, dtype=torch.bfloat16)
     config = FusionConfig()
@@ -89,6 +92,7 @@ def test_the_compiled_form_gives_the_same_bytes_again_and_on_any_thread():
     )
 
 
+@pytest.mark.slow
 def test_without_numba_plain_torch_is_taken():
     code = (
         "import sys; sys.modules['numba'] = None\n"
@@ -106,3 +110,93 @@ def widest_gap(scores):
         return 0.6
     place = int(middle.diff().argmax())
     return float(middle[place : place + 2].mean())
+
+
+PLAN = """
+import torch
+from pipeline.fusion import plan_fusion
+from pipeline.fusion.forms import form_for
+from schemas.fusion import FusionConfig
+from schemas.grid import TokenGrid
+tokens = torch.randn(4 * 9, 32, generator=torch.Generator().manual_seed(0))
+plan = plan_fusion(tokens, TokenGrid(4, 3, 3), FusionConfig(threshold=0.2))
+print(form_for(tokens).name, plan.keep_index.tolist())
+"""
+
+
+def planned(tmp_path, **environment):
+    """Form and kept tokens of one plan in a process of its own, and what it warned of."""
+    child = subprocess.run(
+        [sys.executable, "-c", PLAN],
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)} | environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    name, kept = child.stdout.split(maxsplit=1)
+    return name, kept, child.stderr
+
+
+@pytest.mark.slow
+def test_a_cache_that_cannot_be_written_costs_a_compilation_and_nothing_else(tmp_path):
+    (tmp_path / "file").touch()
+    right = planned(tmp_path)
+    found = planned(tmp_path, NUMBA_CACHE_DIR=str(tmp_path / "file" / "cache"))
+    assert found[:2] == right[:2]
+    assert found[0] == "numba"
+
+
+@pytest.mark.slow
+def test_a_damaged_cache_or_a_broken_library_is_said_and_torch_is_taken(tmp_path):
+    right = planned(tmp_path, NUMBA_CACHE_DIR=str(tmp_path))
+    for compiled in tmp_path.rglob("*.nbc"):
+        compiled.write_bytes(compiled.read_bytes()[:100])
+    damaged = planned(tmp_path, NUMBA_CACHE_DIR=str(tmp_path))
+    assert damaged[:2] == ("torch", right[1])
+    assert "numba cannot be used" in damaged[2]
+
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "numba.py").write_text("raise OSError('libLLVM is missing')")
+    broken = planned(tmp_path, PYTHONPATH=f"{tmp_path / 'broken'}{os.pathsep}{REPOSITORY}")
+    assert broken[:2] == ("torch", right[1])
+    assert "libLLVM is missing" in broken[2]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float64])
+def test_the_default_type_of_the_process_decides_nothing(method, default):
+    grid = TokenGrid(5, 4, 5)
+    tokens = video(grid, 32, dtype=torch.bfloat16)
+    right = plan_fusion(tokens, grid, FusionConfig(method=method))
+    torch.set_default_dtype(default)
+    try:
+        found = plan_fusion(tokens, grid, FusionConfig(method=method))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert plan_bytes(found) == plan_bytes(right)
+
+
+def test_threads_that_plan_at_once_get_the_plans_of_one_and_leave_the_settings_as_they_were():
+    grid = TokenGrid(9, 6, 5)
+    videos = [video(grid, 48, seed=seed) for seed in range(4)]
+    methods = [name for name in METHODS if METHODS[name].budgeted]
+
+    def plans(tokens):
+        configs = [FusionConfig(method=name, budget=0.5) for name in methods]
+        return [plan_bytes(plan_fusion(tokens, grid, config)) for config in configs]
+
+    right = [plans(tokens) for tokens in videos]
+    torch.set_float32_matmul_precision("high")
+    before = precision_settings()
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(plans, videos)) == right
+        assert precision_settings() == before
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def precision_settings():
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    return [backend.fp32_precision for backend in backends]

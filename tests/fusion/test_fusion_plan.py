@@ -45,7 +45,7 @@ def test_apply_refuses_another_number_of_rows():
 def test_a_plan_prints_its_size_and_no_tensor():
     assert repr(make_plan()) == (
         "FusionPlan(method='ttf', grid=2x1x3, kept=5, keep_ratio=0.833, anchor_frame=0, "
-        "nested=True)"
+        "nested=True, averages=False)"
     )
 
 

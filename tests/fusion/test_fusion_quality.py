@@ -166,7 +166,13 @@ def test_a_static_video_loses_nothing_and_is_still(config, dtype):
     tokens = frame.repeat(6, 1).to(dtype)
     quality = measure_quality(tokens, plan_fusion(tokens, grid, config))
     coverage = Coverage(90, PERFECT, PERFECT)
-    assert quality == Quality(num_kept=quality.num_kept, whole=coverage, levels={"still": coverage})
+    assert quality == Quality(
+        num_kept=quality.num_kept,
+        num_tokens=coverage.num_tokens,
+        step=1,
+        whole=coverage,
+        levels={"still": coverage},
+    )
     assert quality.num_kept < 90
 
 
@@ -413,11 +419,27 @@ def test_figures_that_contradict_each_other_are_refused():
         Coverage(1, PERFECT, Spread(1.0, 1.0, 0.9))
     one = Coverage(1, PERFECT, PERFECT)
     with pytest.raises(FusionError, match="levels hold 2 of 1"):
-        Quality(num_kept=1, whole=one, levels={"still": one, "cut": one})
+        Quality(num_kept=1, num_tokens=1, step=1, whole=one, levels={"still": one, "cut": one})
     with pytest.raises(FusionError, match="the levels are"):
-        Quality(num_kept=1, whole=one, levels={"calm": one})
+        Quality(num_kept=1, num_tokens=1, step=1, whole=one, levels={"calm": one})
     with pytest.raises(FusionError, match="2 of 1 tokens are kept"):
-        Quality(num_kept=2, whole=one, levels={"still": one})
+        Quality(num_kept=2, num_tokens=1, step=1, whole=one, levels={"still": one})
+
+
+def test_of_large_videos_every_so_many_th_token_is_measured_and_all_cells_have_their_turn():
+    grid = TokenGrid(16, 30, 34)
+    tokens = torch.randn(grid.num_tokens, 4, generator=torch.Generator().manual_seed(0))
+    plan = plan_fusion(tokens, grid, FusionConfig(method="random", budget=0.6))
+    quality = measure_quality(tokens, plan)
+    assert quality.step == 7, "2^27 pairs allow every second; 2 to 6 share a factor with 1020 cells"
+    assert quality.whole.num_tokens == len(range(0, grid.num_tokens, 7))
+    assert quality.keep_ratio == plan.keep_ratio
+    cells = {index % grid.tokens_per_frame for index in range(0, grid.num_tokens, 7)}
+    assert len(cells) == grid.tokens_per_frame
+    rows = plan.apply(tokens)
+    exact = torch.cosine_similarity(tokens.double(), tokens[plan.match_index].double())[::7]
+    assert quality.whole.representative.mean == pytest.approx(float(exact.mean()), abs=1e-6)
+    assert len(rows) == quality.num_kept
 
 
 @pytest.mark.slow

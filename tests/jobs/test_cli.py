@@ -7,6 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from jobs.cli import cli
+from jobs.render import MAX_CELL
 from schemas.fusion import METHODS
 from tests.synthetic import REPOSITORY
 
@@ -124,6 +125,17 @@ def test_status_query_show_and_verify_read_the_cache(demo):
     assert (verified.exit_code, verified.stderr) == (0, "0 damaged, 0 stray files\n")
 
 
+def test_the_table_of_verify_shows_the_whole_cause(demo, tmp_path):
+    cache = shutil.copytree(demo[0] / "cache", tmp_path / "cache")
+    (shard, *_) = (cache / "shards").iterdir()
+    shard.write_bytes(shard.read_bytes()[:-10])
+    found = run("verify", cache, "--format", "json").stdout.splitlines()
+    causes = [json.loads(line)["error"] for line in found]
+    assert any(len(cause) > MAX_CELL for cause in causes)
+    shown = run("verify", cache).stdout
+    assert all(" ".join(cause.split()) in shown for cause in causes)
+
+
 def test_the_docs_carry_the_table_of_methods():
     table = run("methods").stdout.strip()
     assert len(table.splitlines()) == 2 + len(METHODS)
@@ -133,7 +145,7 @@ def test_the_docs_carry_the_table_of_methods():
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--fusion", "evs", "--threshold", "0.8"], "'evs' has no use for --threshold"),
+        (["--fusion", "evs", "--threshold", "0.8"], "'evs' has no use for a threshold"),
         (["--fusion", "sttm", "--window", "5"], "'sttm' has no use for --window"),
         (["--fusion", "none", "--budget", "0.5"], "cannot keep a budget"),
     ],

@@ -83,7 +83,7 @@ class IndependentCache:
             return N
         check(row, row["nested"], "nested", "a prefix of its rows is no budget")
         if threshold is None:
-            return min(N, max(1, floor(budget * G) if isinstance(budget, float) else budget))
+            return min(N, max(1, floor(budget * G + 1e-9) if isinstance(budget, float) else budget))
         if budget is not None or fusion["method"] != "ttf" or threshold > fusion["threshold"]:
             raise ValueError(f"no threshold {threshold} with budget {budget} and {fusion}")
         frame = head["grid_index"] // (row["grid_height"] * row["grid_width"])
