@@ -6,15 +6,14 @@ Only names and sizes are looked at; no video is opened.
 import difflib
 import os
 import stat
-import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from pipeline.corpus_manifest import MANIFEST_SUFFIXES, ManifestRow, read_manifest
 from pipeline.corpus_names import (
     VIDEO_SUFFIXES,
     Takes,
+    check_id,
     is_pattern,
     is_video_path,
     max_depth,
@@ -24,12 +23,12 @@ from pipeline.corpus_names import (
 from pipeline.corpus_objects import list_remote
 from pipeline.corpus_walk import walk_files
 from pipeline.storage import is_remote, scheme_of
+from pipeline.storage.location import local_path
 from pipeline.storage.remote import local_copy, stat_files
 from schemas.errors import ConfigError, CorpusError
 from schemas.video import Scalar, VideoRef
 
 _NO_EXTRA: Mapping[str, Scalar] = {}  # one for all videos of a folder
-_UNPRINTABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})
 
 
 def find_videos(sources: Sequence[str]) -> list[VideoRef]:
@@ -169,7 +168,7 @@ def _stat_ref(
 
 
 def _add(chosen: dict[str, VideoRef], ref: VideoRef) -> None:
-    _check_id(ref.video_id, ref.path)
+    check_id(ref.video_id, ref.path)
     other = chosen.setdefault(ref.video_id, ref)
     if other.path != ref.path and not _is_same_file(other.path, ref.path):
         raise CorpusError(
@@ -188,16 +187,6 @@ def _is_same_file(one: str, other: str) -> bool:
         return Path(one).samefile(other)
     except OSError:
         return False
-
-
-def _check_id(video_id: str, path: str) -> None:
-    if not video_id.isprintable() and any(
-        unicodedata.category(letter) in _UNPRINTABLE for letter in video_id
-    ):
-        raise CorpusError(
-            f"video_id {video_id!r} ({path!r}) holds control characters or is not valid UTF-8. "
-            "Rename the file, or name the video in a manifest with the columns video_id and uri."
-        )
 
 
 def _check_extra_columns(refs: Iterable[VideoRef]) -> None:
@@ -231,12 +220,10 @@ def _local_path(uri: str, where: str, *, folder: str = "") -> str:
             f"{where}: {uri!r} is remote ({scheme}://), and only s3:// and gs:// are read. "
             "Copy or mount the videos and give their path."
         )
-    path = uri
-    if scheme:
-        parts = urlsplit(uri)
-        path = unquote(parts.path)
-        if parts.netloc not in ("", "localhost") or parts.query or parts.fragment:
-            raise CorpusError(f"{where}: {uri!r} is not of the form file:///absolute/path")
+    try:
+        path = local_path(uri) if scheme else uri
+    except ConfigError as error:
+        raise CorpusError(f"{where}: {error}") from error
     if not path or "\0" in path:
         raise CorpusError(f"{where}: {uri!r} is not a path")
     # Path.resolve() would follow symbolic links and change the names.

@@ -1,8 +1,11 @@
-"""Names in a corpus: which files are videos, and which a glob pattern takes."""
+"""Names in a corpus: which files are videos, which a glob pattern takes, what may be an id."""
 
 import fnmatch
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
+
+from schemas.errors import CorpusError
 
 VIDEO_SUFFIXES = frozenset(
     {".3g2", ".3gp", ".asf", ".avi", ".f4v", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"}
@@ -15,6 +18,7 @@ Takes = Callable[[Sequence[str]], bool]
 
 _SUFFIXES = tuple(VIDEO_SUFFIXES)
 _MAGIC = re.compile(r"[*?\[]")
+_UNPRINTABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})
 
 
 def is_pattern(text: str) -> bool:
@@ -52,3 +56,18 @@ def matches(names: Sequence[str], wanted: Sequence[str]) -> bool:
     if wanted[0] == "**":
         return matches(names, wanted[1:]) or matches(names[1:], wanted)
     return fnmatch.fnmatchcase(names[0], wanted[0]) and matches(names[1:], wanted[1:])
+
+
+def check_id(video_id: str, path: str) -> None:
+    """Look whether the id of the video at ``path`` can be printed.
+
+    Raises:
+        CorpusError: it cannot.
+    """
+    if not video_id.isprintable() and any(
+        unicodedata.category(letter) in _UNPRINTABLE for letter in video_id
+    ):
+        raise CorpusError(
+            f"video_id {video_id!r} ({path!r}) holds control characters or is not valid UTF-8. "
+            "Rename the file, or name the video in a manifest with the columns video_id and uri."
+        )

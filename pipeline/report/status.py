@@ -37,15 +37,18 @@ def failed_videos(location: Location) -> list[dict[str, Any]]:
 
 
 def verify_rows(findings: Iterable[VerifyFinding]) -> Iterator[dict[str, Any]]:
-    """Findings of ``verify_cache`` as plain rows, one for each video to be encoded again."""
+    """Findings of ``verify_cache`` as plain rows, one for each video to be encoded again.
+
+    The error comes last, where a table shows it whole.
+    """
     for finding in findings:
         for video_id in finding.videos or (None,):
             yield {
                 "finding": finding.kind,
                 "video_id": video_id,
                 "path": finding.where,
-                "error": finding.error,
                 "is_damage": finding.is_damage,
+                "error": finding.error,
             }
 
 

@@ -7,10 +7,12 @@ written to again.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
+
+from schemas.errors import CacheError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -26,6 +28,26 @@ _ABSENT = frozenset({None, *(errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.EIS
 def is_outage(error: BaseException) -> bool:
     """Whether ``error`` says that something cannot be read now, and nothing about what it holds."""
     return isinstance(error, OSError) and error.errno not in _ABSENT
+
+
+@contextmanager
+def errors_as_cache_error(deed: str, cure: str) -> Iterator[None]:
+    """Turn an ``OSError`` while the cache is changed into one that says what to do.
+
+    Args:
+        deed: what is done, and where: "write /cache/index/0.parquet".
+        cure: the first thing to do about it, without a full stop.
+
+    Raises:
+        CacheError: it could not be done.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise CacheError(
+            f"cannot {deed}: {error.strerror or error}; what the cache held is untouched. "
+            f"{cure}, then run the same command again."
+        ) from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,12 @@ import os
 import stat
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.storage.base import TEMPORARY_SUFFIX, StoredFile
+from pipeline.storage.base import TEMPORARY_SUFFIX, StoredFile, errors_as_cache_error
 from schemas.errors import CacheError
 
 if TYPE_CHECKING:
@@ -174,12 +174,5 @@ def flush_folder(folder: Path) -> None:
         os.close(handle)
 
 
-@contextmanager
-def _errors_about(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise CacheError(
-            f"cannot write {path}: {error.strerror or error}; what the cache held is untouched. "
-            "Free space or correct the permissions, then run the same command again."
-        ) from error
+def _errors_about(path: Path) -> AbstractContextManager[None]:
+    return errors_as_cache_error(f"write {path}", "Free space or correct the permissions")

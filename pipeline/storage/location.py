@@ -65,5 +65,5 @@ def local_path(url: str) -> str:
     if parts.scheme.lower() != "file":
         raise ConfigError(f"{url!r} is neither a path nor one of {known}, file://")
     if parts.netloc not in ("", "localhost") or parts.query or parts.fragment:
-        raise ConfigError(f"{url!r} does not name a local file; write file:///path, or the path")
+        raise ConfigError(f"{url!r} is not of the form file:///absolute/path; give that, or a path")
     return unquote(parts.path)

@@ -5,18 +5,15 @@ Each operation is one request, tried again with back-off by the client. Objects 
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from datetime import timedelta
-from importlib.util import find_spec
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pipeline.storage.base import TEMPORARY_SUFFIX, StoredFile
+from pipeline.storage.base import TEMPORARY_SUFFIX, StoredFile, errors_as_cache_error
+from pipeline.storage.client import connect, errors_as_os_error
 from pipeline.storage.prefetched import PrefetchedRanges
-from schemas.errors import CacheError, ConfigError
+from schemas.errors import CacheError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -25,83 +22,6 @@ if TYPE_CHECKING:
 
 PART_BYTES = 16 * 2**20
 PARTS_AT_ONCE = 4
-
-MAX_RETRIES = 8
-RETRY_SECONDS = 120.0
-"""After this long, or this often, a request has failed; the wait grows from 0.1 s to 15 s."""
-
-_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
-
-
-def connect(url: str) -> ObjectStore:
-    """A client for the bucket and prefix of ``url``.
-
-    Endpoint, region and credentials come from the environment (``AWS_ENDPOINT_URL``,
-    ``AWS_REGION``, ``AWS_ACCESS_KEY_ID`` ..., ``GOOGLE_APPLICATION_CREDENTIALS``), from the
-    machine's role, or from a profile of ``~/.aws`` where boto3 is installed.
-
-    Raises:
-        ConfigError: no bucket, or settings the client refuses.
-    """
-    from obstore.exceptions import BaseError
-    from obstore.store import from_url
-
-    scheme, _, rest = url.partition("://")
-    if not rest.partition("/")[0]:
-        raise ConfigError(f"{url!r} names no bucket; expected {scheme}://bucket/prefix")
-    if any(letter in rest for letter in "#?%"):
-        raise ConfigError(f"{url!r} holds one of # ? %, which no prefix of a cache may")
-    # A whole video may take longer than any limit; what must not happen is that nothing comes.
-    client: dict[str, Any] = {
-        "timeout": timedelta(days=1),
-        "read_timeout": timedelta(seconds=30),
-    }
-    settings: dict[str, Any] = {"client_options": client}
-    if scheme.lower() == "s3":
-        _set_up_s3(settings, client)
-    try:
-        return from_url(
-            url,
-            retry_config={
-                "max_retries": MAX_RETRIES,
-                "retry_timeout": timedelta(seconds=RETRY_SECONDS),
-            },
-            **settings,
-        )
-    except (BaseError, ValueError) as error:
-        raise ConfigError(f"cannot use {url!r}: {first_line(error)}") from error
-
-
-def _set_up_s3(settings: dict[str, Any], client: dict[str, Any]) -> None:
-    endpoint = next((os.environ[name] for name in _ENDPOINTS if os.environ.get(name)), "")
-    if endpoint:
-        settings["endpoint"] = endpoint
-        client["allow_http"] = endpoint.startswith("http://")
-    has_profile = "AWS_PROFILE" in os.environ or (Path.home() / ".aws" / "credentials").is_file()
-    if has_profile and "AWS_ACCESS_KEY_ID" not in os.environ and find_spec("boto3"):
-        from obstore.auth.boto3 import Boto3CredentialProvider
-
-        settings["credential_provider"] = Boto3CredentialProvider()
-
-
-@contextmanager
-def errors_as_os_error(what: str) -> Iterator[None]:
-    """Turn the client's errors into ``OSError`` with one line; a missing object stays missing."""
-    from obstore.exceptions import BaseError, PermissionDeniedError
-
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise FileNotFoundError(errno.ENOENT, "there is no such object", what) from error
-    except PermissionDeniedError as error:
-        raise PermissionError(errno.EACCES, first_line(error), what) from error
-    except (BaseError, ValueError) as error:
-        raise OSError(errno.EIO, first_line(error), what) from error
-
-
-def first_line(error: Exception) -> str:
-    """What a client's error says before its debug output."""
-    return str(error).partition("\n")[0].strip() or type(error).__name__
 
 
 class ObjectStorage:
@@ -256,14 +176,12 @@ class ObjectStorage:
 
     @contextmanager
     def _errors_about(self, name: str) -> Iterator[None]:
-        try:
-            with errors_as_os_error(self.where(name)):
-                yield
-        except OSError as error:
-            raise CacheError(
-                f"cannot write {self.where(name)}: {error.strerror}; what the cache held is "
-                "untouched. Correct the access, then run the same command again."
-            ) from error
+        where = self.where(name)
+        with (
+            errors_as_cache_error(f"write {where}", "Correct the access"),
+            errors_as_os_error(where),
+        ):
+            yield
 
 
 def _listed(name: str, entry: ObjectMeta) -> StoredFile:

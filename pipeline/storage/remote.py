@@ -13,8 +13,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.storage.client import connect, errors_as_os_error
 from pipeline.storage.location import Location, is_remote
-from pipeline.storage.objects import connect, errors_as_os_error, modified_ns
+from pipeline.storage.objects import modified_ns
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta

@@ -18,12 +18,11 @@ from pipeline.store.fragment import (
     bucket_of,
     fragment_file,
     fragment_names,
-    read_fragment,
 )
 from pipeline.store.index import MAX_LISTINGS, Index, link_to_nothing, row_at, vanishing
 from pipeline.store.loose import MERGE_COLUMNS, join_tables
 from pipeline.store.merge import Fragment, merge_fragments
-from pipeline.store.parts import IndexParts, read_parts
+from pipeline.store.parts import IndexParts, bucket_winners, loose_winners, read_parts
 from pipeline.store.query import query_files, query_table
 from schemas.errors import QueryError, VideoNotCachedError
 from schemas.index import INDEX_SCHEMA, IndexRow
@@ -167,7 +166,7 @@ class BucketIndex:
     def _query_files(self, parts: IndexParts, sql: str, columns: str) -> pa.Table:
         names = parts.buckets.values()
         paths = [self._storage.where(fragment_file(name)) for name in names]
-        overlay = self._overlay(parts)
+        overlay = join_tables([self._no_rows(parts).table, *loose_winners(self._storage, parts)])
         try:
             return query_files(paths, overlay, sql, columns=columns)
         except QueryError:
@@ -210,34 +209,8 @@ class BucketIndex:
             return
         for bucket in range(NUM_BUCKETS):
             if bucket in self._parts.buckets or len(self._parts.loose.in_bucket(bucket)):
-                yield self._while_there(partial(self._rows_of, bucket=bucket, columns=needed))
-
-    def _rows_of(self, parts: IndexParts, bucket: int, columns: list[str] | None) -> pa.Table:
-        places = parts.loose.in_bucket(bucket)
-        theirs = None
-        if bucket in parts.buckets:
-            name = parts.buckets[bucket]
-            theirs = Fragment(name, read_fragment(self._storage, name, columns))
-        return parts.loose.settle(places, theirs, columns=columns).winners
-
-    def _overlay(self, parts: IndexParts) -> pa.Table:
-        """The rows that count of all videos that have loose rows."""
-        settled = [self._no_rows(parts).table]
-        for bucket in range(NUM_BUCKETS):
-            places = parts.loose.in_bucket(bucket)
-            if not len(places):
-                continue
-            theirs = None
-            if bucket in parts.buckets:
-                name = parts.buckets[bucket]
-                mine = parts.loose.table["video_id"].take(pa.array(places))
-                ids = read_fragment(self._storage, name, ["video_id"])["video_id"]
-                if pc.any(pc.is_in(ids, value_set=mine.combine_chunks())).as_py():
-                    table = read_fragment(self._storage, name)
-                    is_mine = pc.is_in(table["video_id"], value_set=mine.combine_chunks())
-                    theirs = Fragment(name, table.filter(is_mine))
-            settled.append(parts.loose.settle(places, theirs).winners)
-        return join_tables(settled)
+                settle = partial(bucket_winners, self._storage, bucket=bucket, columns=needed)
+                yield self._while_there(settle)
 
     def _file(self, name: str) -> BucketFile:
         with self._lock:

@@ -6,7 +6,6 @@ committed before its old one goes, and loose fragments go last.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -19,23 +18,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.storage import Storage
-from pipeline.store.buckets import pack_bucket
 from pipeline.store.fragment import (
-    INDEX_FOLDER,
     NUM_BUCKETS,
     FragmentHead,
     buckets_of,
-    fragment_file,
-    pack_table,
-    parse_fragment,
     read_fragment,
 )
+from pipeline.store.handover import begin_grace, publish_fragment, retire_fragments
 from pipeline.store.loose import MERGE_COLUMNS, LooseRows, join_tables
 from pipeline.store.merge import Fragment
 from pipeline.store.parts import single_buckets
-from pipeline.store.shard import shard_file
-from schemas.errors import IndexCorruptError
-from schemas.index import DIGEST_NAME
 
 ROWS_AT_ONCE = 1_000_000
 """Loose rows in memory at once; of more, some buckets' rows are read at a time."""
@@ -135,17 +127,12 @@ def carry_out(
     if not plan.replaced:
         return frozenset(plan.heads)
     say(f"merging {len(plan.replaced)} fragments into {plan.num_new}, by buckets")
-    for shard in filter(DIGEST_NAME.fullmatch, plan.fading):
-        storage.touch(shard_file(shard))  # the grace period begins when the last row goes
+    begin_grace(storage, plan.fading)  # their rows begin to go with the first bucket
     new: set[str] = set()
     for loose, buckets in _passes(storage, plan, rows_at_once, None):
         for bucket in sorted(plan.touched.intersection(buckets)):
             new |= _replace_bucket(storage, plan, loose, bucket)
-    storage.flush(INDEX_FOLDER)
-    for name in sorted(plan.replaced):  # a tie goes to the greater name, so that goes last
-        if name not in new:
-            storage.remove(fragment_file(name))
-    storage.flush(INDEX_FOLDER)
+    retire_fragments(storage, plan.replaced - new, fading=plan.fading)
     return frozenset(plan.heads.keys() - plan.replaced) | new
 
 
@@ -158,14 +145,13 @@ def _replace_bucket(storage: Storage, plan: BucketMerge, loose: LooseRows, bucke
     if len(doubtful):
         # Between rows equally old the later place in the fragment decides.
         rows = join_tables([settled.witnesses, settled.winners.filter(is_doubtful)])
-        new.add(_publish(storage, "", _conformed(rows, plan.schema)))
+        new.add(publish_fragment(storage, _conformed(rows, plan.schema)))
     rows = settled.winners.filter(pc.invert(is_doubtful))
     if rows.num_rows:
-        new.add(_publish(storage, f"{bucket:02x}-", _conformed(rows, plan.schema)))
+        new.add(publish_fragment(storage, _conformed(rows, plan.schema), bucket=bucket))
     old = plan.bucket_names.get(bucket)
     if old is not None and old not in new and not len(doubtful):
-        storage.flush(INDEX_FOLDER)
-        storage.remove(fragment_file(old))  # so that the bucket has two fragments for a moment only
+        retire_fragments(storage, {old})  # so that the bucket has two for a moment only
     return new
 
 
@@ -173,17 +159,6 @@ def _conformed(rows: pa.Table, schema: pa.Schema) -> pa.Table:
     """``rows`` by video id, with all columns of ``schema``."""
     table = join_tables([schema.empty_table(), rows])
     return table.take(pc.sort_indices(table["video_id"])).combine_chunks()
-
-
-def _publish(storage: Storage, prefix: str, table: pa.Table) -> str:
-    """Write a fragment, named by the digest of its bytes, after reading it on trial."""
-    data = pack_bucket(table) if prefix else pack_table(table)
-    name = prefix + hashlib.sha256(data).hexdigest()
-    where = storage.where(fragment_file(name))
-    if not parse_fragment(pa.BufferReader(data), where)["video_id"].equals(table["video_id"]):
-        raise IndexCorruptError(f"merged fragment {where} would not hold the rows it was made of")
-    storage.create(fragment_file(name), [data])
-    return name
 
 
 def _read_bucket(

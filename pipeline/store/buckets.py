@@ -19,13 +19,8 @@ import pyarrow.compute as pc
 from xxhash import xxh3_64_intdigest
 
 from pipeline.storage import Storage
-from pipeline.store.fragment import (
-    checked_columns,
-    fragment_file,
-    pack_table,
-    read_fragment,
-    unreadable,
-)
+from pipeline.store.fragment import fragment_file, pack_table, read_fragment
+from pipeline.store.fragment_checks import checked_columns, unreadable
 from schemas.errors import CacheError
 
 BLOCK_ROWS = 128

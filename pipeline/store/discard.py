@@ -14,20 +14,21 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.storage import Storage
+from pipeline.storage.base import errors_as_cache_error
 from pipeline.store.fragment import (
     FRAGMENT_SUFFIX,
     INDEX_FOLDER,
     fragment_file,
     pack_fragment,
-    pack_table,
     read_fragment,
 )
+from pipeline.store.handover import publish_fragment
 from pipeline.store.index import scan_fragments
 from pipeline.store.manifest import read_manifest
 from pipeline.store.merge import merge_fragments
 from pipeline.store.reader import MEND
 from pipeline.store.verify import VerifyFinding
-from schemas.errors import CacheError, IndexCorruptError
+from schemas.errors import IndexCorruptError
 from schemas.index import INDEX_SCHEMA, IndexRow
 
 LAST_NS = 2**63 - 1
@@ -102,22 +103,18 @@ def discard_damage(storage: Storage, findings: Sequence[VerifyFinding]) -> Disca
 def _set_aside(storage: Storage, where: str) -> None:
     name = f"{INDEX_FOLDER}/{where.rpartition('/')[2]}"
     _save_rows(storage, where.rpartition("/")[2].removesuffix(FRAGMENT_SUFFIX))
-    try:
-        with suppress(FileNotFoundError):  # compaction or another process took it
-            storage.rename(name, name + DAMAGED_SUFFIX)
-            storage.flush(INDEX_FOLDER)
-    except OSError as error:
-        raise CacheError(
-            f"cannot rename {where}: {error.strerror or error}. Correct the permissions, then run "
-            "the same command again."
-        ) from error
+    with (
+        errors_as_cache_error(f"rename {where}", "Correct the permissions"),
+        suppress(FileNotFoundError),  # compaction or another process took it
+    ):
+        storage.rename(name, name + DAMAGED_SUFFIX)
+        storage.flush(INDEX_FOLDER)
 
 
 def _save_rows(storage: Storage, name: str) -> None:
     """Commit the rows of a fragment anew if only what finds them there is damaged."""
     with suppress(IndexCorruptError, FileNotFoundError):
-        data = pack_table(read_fragment(storage, name))
-        storage.create(fragment_file(hashlib.sha256(data).hexdigest()), [data])
+        publish_fragment(storage, read_fragment(storage, name))
 
 
 def _still_bad(

@@ -10,8 +10,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from xxhash import xxh3_64_intdigest
 
-from pipeline.storage import Storage, is_outage
-from schemas.errors import CacheError, CacheUnreachableError, IndexCorruptError
+from pipeline.storage import Storage
+from pipeline.store.fragment_checks import (
+    MAX_ROW_GROUP_BYTES,
+    check_declared_size,
+    check_nulls,
+    check_schema,
+    checked_columns,
+    largest_group_bytes,
+    unreadable,
+)
+from schemas.errors import CacheError, IndexCorruptError
 from schemas.index import INDEX_SCHEMA, IndexRow
 from schemas.video import Scalar
 
@@ -25,23 +34,6 @@ FRAGMENT_NAME = re.compile(r"(?:([0-9a-f]{2})-)?[0-9a-f]{64}")
 ROW_GROUP_ROWS = 65536
 LARGE_FRAGMENT_ROWS = 4096
 """Below this, dictionaries, statistics and threads cost more than they save."""
-
-MAX_ROW_GROUP_BYTES = 512 * 2**20
-"""A row group that declares more when unpacked is refused before it is unpacked."""
-
-REQUIRED_COLUMNS = (
-    "video_id",
-    "path",
-    "status",
-    "attempts",
-    "size_bytes",
-    "modified_ns",
-    "fingerprint",
-    "format_version",
-    "writer",
-    "created_ns",
-)
-"""Columns without nulls, whatever became of the video."""
 
 
 def fragment_file(name: str) -> str:
@@ -102,11 +94,6 @@ def pack_table(table: pa.Table, *, for_scans: bool | None = None) -> memoryview:
     return memoryview(data)
 
 
-def largest_group_bytes(data: pa.Buffer) -> int:
-    """The bytes that the largest row group of a Parquet file unpacks to, as it declares them."""
-    return max(_group_bytes(pq.read_metadata(pa.BufferReader(data))), default=0)
-
-
 def _packed(table: pa.Table, group_rows: int, for_scans: bool) -> pa.Buffer:
     sink = pa.BufferOutputStream()
     pq.write_table(
@@ -119,12 +106,6 @@ def _packed(table: pa.Table, group_rows: int, for_scans: bool) -> pa.Buffer:
         write_page_checksum=True,
     )
     return sink.getvalue()
-
-
-def _group_bytes(metadata: pq.FileMetaData) -> list[int]:
-    """The bytes that each row group unpacks to, as the file declares them."""
-    groups = range(metadata.num_row_groups)
-    return [metadata.row_group(group).total_byte_size for group in groups]
 
 
 def rows_to_table(rows: Sequence[IndexRow]) -> pa.Table:
@@ -236,67 +217,6 @@ def parse_fragment(file: pa.NativeFile, where: str, columns: list[str] | None = 
         raise unreadable(where, error) from error
     if columns is None:
         return checked_columns(where, table)
-    _require_columns(where, schema)
-    _require_no_nulls(where, table)
+    check_schema(where, schema)
+    check_nulls(where, table)
     return table.select(columns).replace_schema_metadata(None)
-
-
-def unreadable(where: str, error: Exception) -> CacheError:
-    """The error of a fragment that ``error`` kept from being read: damage, or an outage."""
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    if is_outage(error):
-        return CacheUnreachableError(f"index fragment {where} cannot be read now: {reason}")
-    return IndexCorruptError(
-        f"index fragment {where} cannot be read: {reason}. Take it out of service with "
-        "`tokenreel verify CACHE --discard`; the next build encodes what it listed anew."
-    )
-
-
-def check_declared_size(where: str, metadata: pq.FileMetaData) -> None:
-    """Refuse a file before it is unpacked to more than ``MAX_ROW_GROUP_BYTES`` at once.
-
-    Raises:
-        IndexCorruptError: a row group declares more, or less than nothing.
-    """
-    for group, declared in enumerate(_group_bytes(metadata)):
-        if not 0 <= declared <= MAX_ROW_GROUP_BYTES:
-            raise IndexCorruptError(
-                f"index fragment {where}: row group {group} unpacks to {declared} bytes, "
-                f"expected at most {MAX_ROW_GROUP_BYTES}"
-            )
-
-
-def checked_columns(where: str, table: pa.Table) -> pa.Table:
-    """``table`` with the index columns first, without metadata; errors call it ``where``.
-
-    Raises:
-        IndexCorruptError: a column is missing, of another type, given twice, or holds nulls.
-    """
-    if not table.schema.equals(INDEX_SCHEMA):
-        _require_columns(where, table.schema)
-        further = [name for name in table.column_names if name not in INDEX_SCHEMA.names]
-        table = table.select([*INDEX_SCHEMA.names, *further]).replace_schema_metadata(None)
-    _require_no_nulls(where, table)
-    return table
-
-
-def _require_no_nulls(where: str, table: pa.Table) -> None:
-    known = set(table.column_names)
-    for name in REQUIRED_COLUMNS:
-        if name in known and table[name].null_count:
-            raise IndexCorruptError(
-                f"index fragment {where}: column {name!r} holds {table[name].null_count} nulls"
-            )
-
-
-def _require_columns(where: str, schema: pa.Schema) -> None:
-    if len(set(schema.names)) != len(schema.names):
-        raise IndexCorruptError(f"index fragment {where}: a column name is given twice")
-    for field in INDEX_SCHEMA:
-        if field.name not in schema.names:
-            raise IndexCorruptError(f"index fragment {where}: column {field.name!r} is missing")
-        found = schema.field(field.name).type
-        if not found.equals(field.type):
-            raise IndexCorruptError(
-                f"index fragment {where}: column {field.name!r} is {found}, expected {field.type}"
-            )

@@ -1,13 +1,19 @@
-"""The parts of an index: loose rows, which are read, and bucket fragments, which are listed."""
+"""The parts of an index: loose rows, which are read, and bucket fragments, which are listed.
+
+And what counts when both are set beside each other.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from pipeline.storage import Storage
-from pipeline.store.fragment import fragment_names, named_bucket, read_fragment
+from pipeline.store.fragment import NUM_BUCKETS, fragment_names, named_bucket, read_fragment
 from pipeline.store.index import MAX_LISTINGS, scan_names, vanishing
 from pipeline.store.loose import LooseRows
 from pipeline.store.merge import Fragment
@@ -60,6 +66,57 @@ def read_parts(storage: Storage, columns: list[str] | None = None) -> IndexParts
             return IndexParts([found[name] for name in sorted(found.keys() - lazy)], buckets)
         listed = lazy
     raise vanishing(storage)
+
+
+def bucket_winners(
+    storage: Storage, parts: IndexParts, bucket: int, columns: list[str] | None = None
+) -> pa.Table:
+    """The rows of one bucket that count, loose ones among them, in any order.
+
+    Args:
+        storage: where the cache lies.
+        parts: of its index.
+        bucket: 0 to 255.
+        columns: of the index, with ``MERGE_COLUMNS``; None for all there are.
+
+    Raises:
+        FileNotFoundError: the bucket's fragment is gone since it was listed.
+        IndexCorruptError: it cannot be read.
+    """
+    theirs = None
+    if bucket in parts.buckets:
+        name = parts.buckets[bucket]
+        theirs = Fragment(name, read_fragment(storage, name, columns))
+    return parts.loose.settle(parts.loose.in_bucket(bucket), theirs, columns=columns).winners
+
+
+def loose_winners(storage: Storage, parts: IndexParts) -> Iterator[pa.Table]:
+    """The rows that count of all videos that have loose rows, bucket by bucket.
+
+    Raises:
+        FileNotFoundError: a bucket's fragment is gone since it was listed.
+        IndexCorruptError: one cannot be read.
+    """
+    for bucket in range(NUM_BUCKETS):
+        places = parts.loose.in_bucket(bucket)
+        if len(places):
+            mine = parts.loose.table["video_id"].take(pa.array(places)).combine_chunks()
+            theirs = _rows_in_bucket(storage, parts, bucket, mine)
+            yield parts.loose.settle(places, theirs).winners
+
+
+def _rows_in_bucket(
+    storage: Storage, parts: IndexParts, bucket: int, ids: pa.Array
+) -> Fragment | None:
+    """The rows of the videos ``ids`` in their bucket's fragment, read whole only if it has some."""
+    if bucket not in parts.buckets:
+        return None
+    name = parts.buckets[bucket]
+    theirs = read_fragment(storage, name, ["video_id"])["video_id"]
+    if not pc.any(pc.is_in(theirs, value_set=ids)).as_py():
+        return None
+    table = read_fragment(storage, name)
+    return Fragment(name, table.filter(pc.is_in(table["video_id"], value_set=ids)))
 
 
 def single_buckets(names: list[str]) -> dict[int, str]:

@@ -1,6 +1,5 @@
 """Reading one video out of its shard: only the bytes needed, straight into place, all verified."""
 
-import errno
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
@@ -8,7 +7,8 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from pipeline.storage import RangeReader, Storage, is_outage
+from pipeline.storage import RangeReader, Storage
+from pipeline.store.extent import bytes_up_to, cannot_open, checked_layout
 from pipeline.store.head import Head
 from pipeline.store.shard import shard_file
 from schemas.errors import (
@@ -17,15 +17,10 @@ from schemas.errors import (
     CacheError,
     CacheUnreachableError,
     ChecksumError,
-    FingerprintError,
-    FormatVersionError,
-    ShapeError,
-    ShardMissingError,
-    ShardNameError,
     ShortReadError,
 )
-from schemas.index import DIGEST_NAME, FORMAT_VERSION, IndexRow
-from schemas.tokens import ALIGNMENT_BYTES, RecordLayout, TensorSpec
+from schemas.index import IndexRow
+from schemas.tokens import RecordLayout, TensorSpec
 
 MAX_BUFFERS = 1024
 """Most destinations one ``preadv`` takes (IOV_MAX)."""
@@ -120,7 +115,7 @@ class VideoReader:
         try:
             self._source.announce(begin + offset, num_bytes)
         except FileNotFoundError as error:
-            raise _missing(self.row, self._place, error) from error
+            raise cannot_open(self.row, self._place, error) from error
         except OSError as error:
             raise self._unreadable(begin + offset, error) from error
         last, end = begin + self._layout.num_bytes, self._source.end
@@ -209,14 +204,14 @@ def open_video(
         ShortReadError: the file ends early.
         ChecksumError: the head is not the one written.
     """
-    layout = _checked_layout(row, fingerprint)
+    layout = checked_layout(row, fingerprint)
     name = shard_file(row.shard or "")
     where = storage.where(name)
     with ExitStack() as stack:
         try:
             source = stack.enter_context(storage.open_range(name))
         except OSError as error:
-            raise _missing(row, where, error) from error
+            raise cannot_open(row, where, error) from error
         yield _reader_type(layout.encoding)(source, row, layout, where, num_rows)
 
 
@@ -234,58 +229,9 @@ def prefetch_video(storage: Storage, row: IndexRow, *, fingerprint: str, num_row
     Raises:
         CacheCorruptError: a row that ``open_video`` would refuse unread.
     """
-    layout = _checked_layout(row, fingerprint)
+    layout = checked_layout(row, fingerprint)
     name = shard_file(row.shard or "")
     storage.prefetch(name, row.offset or 0, bytes_up_to(layout, num_rows))
-
-
-def bytes_up_to(layout: RecordLayout, num_rows: int) -> int:
-    """Bytes of a video's range up to the end of its first ``num_rows`` feature rows.
-
-    Where a part of compressed rows ends only the head tells: of those it is all rows or none.
-    """
-    features = layout["features"]
-    if layout.encoding == "zstd":
-        return layout.num_bytes if num_rows == layout.num_rows else layout.head_bytes
-    return layout.head_bytes + num_rows * (features.num_bytes // features.shape[0])
-
-
-def _missing(row: IndexRow, where: str, error: OSError) -> CacheError:
-    if is_outage(error):
-        return CacheUnreachableError(
-            f"video {row.video_id!r}: shard {where} cannot be opened now: {error.strerror or error}"
-        )
-    reason = "a symbolic link" if error.errno == errno.ELOOP else error.strerror
-    return ShardMissingError(
-        f"video {row.video_id!r}: shard {where} cannot be opened: {reason}. "
-        "Copy the whole cache, or encode the video again."
-    )
-
-
-def _checked_layout(row: IndexRow, fingerprint: str) -> RecordLayout:
-    if row.format_version != FORMAT_VERSION:
-        raise FormatVersionError(
-            f"video {row.video_id!r} has format version {row.format_version}; this tokenreel "
-            f"reads {FORMAT_VERSION}. Read it with the version that wrote it ({row.writer})."
-        )
-    if row.fingerprint != fingerprint:
-        raise FingerprintError(
-            f"video {row.video_id!r} was encoded with configuration {row.fingerprint!r}, this "
-            f"cache has {fingerprint!r}. Its fragment belongs to another cache; move it away."
-        )
-    if not DIGEST_NAME.fullmatch(row.shard or ""):
-        raise ShardNameError(
-            f"video {row.video_id!r}: shard name {row.shard!r} is not a sha256 digest"
-        )
-    offset = row.offset if row.offset is not None else -1
-    if offset < 8 or offset % ALIGNMENT_BYTES:
-        raise BoundsError(
-            f"video {row.video_id!r}: its bytes begin at {offset}, expected a multiple of "
-            f"{ALIGNMENT_BYTES}"
-        )
-    if row.layout is None or row.layout["features"].num_bytes == 0:
-        raise ShapeError(f"video {row.video_id!r}: the row describes no feature row")
-    return row.layout
 
 
 def unfilled(buffers: Sequence[memoryview], count: int) -> list[memoryview]:

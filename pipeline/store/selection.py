@@ -9,6 +9,8 @@ from schemas.errors import BudgetError
 from schemas.fusion import METHODS, FusionConfig, budget_tokens
 from schemas.index import IndexRow
 
+_NUMBERS = (int, float, np.integer, np.floating)
+
 
 def count_rows(
     row: IndexRow, fusion: FusionConfig, *, budget: float | int | None, threshold: float | None
@@ -66,8 +68,12 @@ def _check_threshold(head: Head, row: IndexRow, fusion: FusionConfig, threshold:
             "the order of a threshold. Load all of it, or build with one of: "
             f"{_names('nested', 'uses_threshold')}."
         )
-    if math.isnan(threshold):
-        raise BudgetError(f"video {row.video_id!r}: threshold={threshold!r} is not a number")
+    is_number = isinstance(threshold, _NUMBERS) and not isinstance(threshold, bool)
+    if not is_number or math.isnan(threshold):
+        raise BudgetError(
+            f"video {row.video_id!r}: threshold={threshold!r} is not a number; give a cosine, "
+            f"such as {fusion.fuses_above}"
+        )
     if fusion.budget is None:
         if threshold > fusion.fuses_above:
             raise BudgetError(

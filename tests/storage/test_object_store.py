@@ -1,5 +1,6 @@
 """Caches in an object store, against a real S3 server on loopback."""
 
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -131,9 +132,42 @@ def test_a_prefix_without_a_cache_a_bucket_that_is_not_there_and_other_urls_are_
 
 def test_a_server_that_is_not_there_is_one_clear_error(monkeypatch, bucket):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    monkeypatch.setattr("pipeline.storage.objects.MAX_RETRIES", 1)
+    monkeypatch.setattr("pipeline.storage.client.MAX_RETRIES", 1)
     with pytest.raises(CacheError, match="credentials, region and endpoint"):
         open_cache(f"{bucket.url}/cache")
+
+
+@pytest.mark.parametrize(
+    ("url", "cure"),
+    [
+        ("s3://bucket/cache", "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or"),
+        ("gs://bucket/cache", "Set GOOGLE_APPLICATION_CREDENTIALS to"),
+    ],
+)
+def test_without_credentials_the_error_says_how_to_give_them(nowhere, url, cure):
+    with pytest.raises(CacheError, match=cure) as found:
+        open_storage(url).files("")
+    assert "no credentials in the environment" in str(found.value)
+    assert "http" not in str(found.value)
+
+
+def test_a_profile_that_does_not_exist_is_one_clear_error(monkeypatch, nowhere):
+    monkeypatch.setenv("AWS_PROFILE", "no-such-profile")
+    with pytest.raises(ConfigError, match=r"\(no-such-profile\).*AWS_PROFILE to a profile of"):
+        open_storage("s3://bucket/cache")
+
+
+@pytest.fixture
+def nowhere(tmp_path, monkeypatch):
+    """Neither credentials nor a machine with a role."""
+    for name in [name for name in os.environ if name.startswith(("AWS_", "GOOGLE_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:9")
+    for name in ("GCE_METADATA_HOST", "GCE_METADATA_IP"):
+        monkeypatch.setenv(name, "127.0.0.1:9")
+    monkeypatch.setattr("pipeline.storage.client.MAX_RETRIES", 0)
 
 
 def shard_name(place):
@@ -259,7 +293,7 @@ def test_an_outage_is_no_damage_and_nothing_is_discarded(monkeypatch, place, sam
     build(place, sample.pending("v"))
     storage = open_storage(place)
     cache = open_cache(place)
-    monkeypatch.setattr("pipeline.storage.objects.MAX_RETRIES", 0)
+    monkeypatch.setattr("pipeline.storage.client.MAX_RETRIES", 0)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     away = open_storage(place)
     with pytest.raises(CacheUnreachableError, match="cannot be read now"):

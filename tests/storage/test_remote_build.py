@@ -194,7 +194,7 @@ def test_a_store_that_does_not_answer_ends_the_build_and_fails_no_video(
     corpus, config, monkeypatch
 ):
     (ref,) = find_videos([f"{corpus}/a.mp4"])
-    monkeypatch.setattr("pipeline.storage.objects.MAX_RETRIES", 0)
+    monkeypatch.setattr("pipeline.storage.client.MAX_RETRIES", 0)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     _client.cache_clear()
     said = SimpleQueue()

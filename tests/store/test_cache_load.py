@@ -5,6 +5,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -91,8 +92,23 @@ def test_a_threshold_keeps_a_token_whose_score_equals_it(cache, sample):
 def test_a_threshold_above_the_build_is_refused_saying_which(cache):
     with pytest.raises(BudgetError, match=r"built with 0\.7\b"):
         cache.load("a/b.mp4", threshold=0.71)
-    with pytest.raises(BudgetError, match="not a number"):
-        cache.load("a/b.mp4", threshold=float("nan"))
+
+
+@pytest.mark.parametrize("threshold", [float("nan"), "x", "0.5", True, [0.5]])
+def test_a_threshold_that_is_not_a_number_is_refused_saying_so(cache, threshold):
+    with pytest.raises(BudgetError, match=r"threshold=.* is not a number; give a cosine"):
+        cache.load("a/b.mp4", threshold=threshold)
+
+
+def test_a_threshold_may_be_a_number_of_numpy(cache):
+    theirs = cache.load("a/b.mp4", threshold=np.float32(0.5))
+    assert theirs.num_tokens == cache.load("a/b.mp4", threshold=0.5).num_tokens
+
+
+@pytest.mark.parametrize("budget", ["x", "5", True, [5]])
+def test_a_budget_that_is_not_a_number_is_refused_saying_so(cache, budget):
+    with pytest.raises(ConfigError, match=r"budget.*a whole number of tokens or a fraction"):
+        cache.load("a/b.mp4", budget=budget)
 
 
 def test_a_cache_built_with_a_budget_serves_thresholds_below_its_last_score(tmp_path, sample):

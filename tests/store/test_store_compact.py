@@ -9,10 +9,13 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 import duckdb
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
@@ -22,14 +25,11 @@ from hypothesis import strategies as st
 from jobs.cli import cli
 from pipeline.cache import open_cache
 from pipeline.storage import open_storage
+from pipeline.storage.local import LocalStorage
 from pipeline.store.commit import commit_videos
 from pipeline.store.compact import BUCKET_FROM_ROWS, compact_cache
-from pipeline.store.fragment import (
-    MAX_ROW_GROUP_BYTES,
-    fragment_file,
-    named_bucket,
-    pack_fragment,
-)
+from pipeline.store.fragment import fragment_file, named_bucket, pack_fragment
+from pipeline.store.fragment_checks import MAX_ROW_GROUP_BYTES
 from pipeline.store.index import read_index
 from pipeline.store.shard import shard_file, write_shard
 from pipeline.store.sweep import Sweep
@@ -426,6 +426,35 @@ def test_the_shard_of_a_dropped_row_serves_older_readers_for_the_grace_period(tm
 
 
 @either_way
+def test_shards_become_young_when_all_is_published_and_before_the_last_row_goes(cache, monkeypatch):
+    done = []
+
+    def record(deed):
+        carry_out = getattr(LocalStorage, deed)
+
+        def recorded(storage, name, *args):
+            done.append((deed, name))
+            return carry_out(storage, name, *args)
+
+        monkeypatch.setattr(LocalStorage, deed, recorded)
+
+    for deed in ("create", "touch", "flush", "remove"):
+        record(deed)
+    compact_cache(open_storage(cache))
+    steps = [deed for deed, _ in groupby(done, key=itemgetter(0))]
+    assert steps[-5:] == ["create", "touch", "flush", "remove", "flush"]
+    last_created = max(i for i, (deed, _) in enumerate(done) if deed == "create")
+    touched = {cache / name for deed, name in done[last_created:] if deed == "touch"}
+    in_use = {cache / shard_file(shard) for shard in shards_in(read_index(open_storage(cache)))}
+    assert touched
+    assert touched == set((cache / "shards").iterdir()) - in_use
+
+
+def shards_in(table: pa.Table) -> set[str]:
+    return set(table["shard"].drop_null().to_pylist())
+
+
+@either_way
 def test_files_that_are_not_ours_are_left_alone_and_counted(cache):
     name, shards, index = "e" * 64, cache / "shards", cache / "index"
     strangers = [
@@ -515,7 +544,12 @@ def test_the_verb_prints_a_report_for_people_and_one_for_programs(cache):
     orphan(cache, 50)
     dry = CliRunner().invoke(cli, ["compact", str(cache), "--dry-run"])
     assert (dry.exit_code, dry.stdout) == (0, "")
-    assert "dry run, nothing was changed\nfragments: 6, now 1\n" in dry.stderr
+    assert dry.stderr.splitlines()[-5:-1] == [
+        "dry run, nothing was changed",
+        "fragments: 6, would be 1",
+        "rows: 7, would drop: 3",
+        "would sweep: shards 1, temporary files 0, 0.0 MB",
+    ]
     done = CliRunner().invoke(cli, ["compact", str(cache), "--json", "--grace-seconds", "60"])
     assert json.loads(done.stdout) == {
         "fragments_before": 6,

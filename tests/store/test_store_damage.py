@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.cache import open_cache
 from pipeline.storage import open_storage
-from pipeline.store import fragment as fragments
+from pipeline.store import fragment_checks
 from pipeline.store.fragment import fragment_file, pack_fragment
 from pipeline.store.verify import verify_cache
 from schemas.errors import (
@@ -290,7 +290,7 @@ def test_a_fragment_without_a_column_or_with_another_type_is_refused(tmp_path, r
 
 
 def test_a_fragment_that_unpacks_to_too_much_is_refused_unread(tmp_path, row, monkeypatch):
-    monkeypatch.setattr(fragments, "MAX_ROW_GROUP_BYTES", 2**25)
+    monkeypatch.setattr(fragment_checks, "MAX_ROW_GROUP_BYTES", 2**25)
     bomb = pa.table({"video_id": pa.array([b"a" * 2**20] * 33, pa.binary())})
     pq.write_table(bomb, fragment_of(tmp_path), compression="zstd", use_dictionary=False)
     assert fragment_of(tmp_path).stat().st_size < 2**20

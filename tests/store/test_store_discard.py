@@ -139,6 +139,16 @@ def test_a_failure_after_damage_counts_and_compaction_does_not_bring_lost_tensor
     assert read_index(open_storage(tmp_path))["created_ns"].to_pylist() == [100]
 
 
+def test_merged_fragments_of_equal_bytes_are_counted_once(tmp_path, committed):
+    build(tmp_path)
+    gone = failed_row("v", status="damaged", created_ns=committed.created_ns + 1)
+    failure = failed_row("v", content_sha256=committed.content_sha256, created_ns=100)
+    for name, row in enumerate((committed, gone, gone, failure)):
+        add_fragment(tmp_path, name, [row])
+    report = compact_cache(open_storage(tmp_path), max_fragment_rows=1)
+    assert report.fragments_after == len(list((tmp_path / "index").iterdir())) == 2
+
+
 def test_verify_changes_nothing_and_tells_what_to_encode_again_and_what_to_do_next(cache):
     flip_features(cache, "1", "3")
     before = {path: path.read_bytes() for path in cache.rglob("*") if path.is_file()}
