@@ -91,10 +91,11 @@ class FusionPlan:
         self._require((kept >= 0).all() & (kept < total).all(), "keep_index is in the grid")
         self._require((match >= 0).all() & (match < total).all(), "match_index is in the grid")
         self._require(~self.score.isnan().any(), "no score is NaN")
-        places = torch.arange(self.num_kept, device=kept.device)
-        self._require(
-            (self.storage_order.sort().values == places).all(), "storage_order is a permutation"
-        )
+        order = self.storage_order
+        is_inside = ((order >= 0) & (order < self.num_kept)).all()
+        is_taken = torch.zeros(self.num_kept, dtype=torch.bool, device=kept.device)
+        is_taken[order if is_inside else order[:0]] = True
+        self._require(is_taken.all(), "storage_order is a permutation")
         is_kept = torch.zeros(total, dtype=torch.bool, device=kept.device)
         is_kept[kept] = True
         self._require(is_kept[match].all(), "every match is kept")

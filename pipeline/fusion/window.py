@@ -12,9 +12,6 @@ from pipeline.fusion.cosine import norm, require_finite_norms
 from pipeline.fusion.precision import as_float32, full_precision
 from schemas.grid import TokenGrid
 
-_SUMMED_VALUES = 2**18
-"""Values summed at a time: one MiB of float32."""
-
 _FRAMES_PER_BLOCK = 32
 _WINDOW_VALUES_ON_CPU = 2**18
 _WINDOW_VALUES_ELSEWHERE = 2**24
@@ -30,17 +27,12 @@ def frame_sums(tokens: Tensor, grid: TokenGrid) -> Tensor:
         grid: the grid of these tokens.
     """
     frames_TND = tokens.view(grid.frames, grid.tokens_per_frame, -1)
-    rows = min(grid.tokens_per_frame, max(1, _SUMMED_VALUES // tokens.shape[1]))
-    ones_1R = torch.ones(1, rows, dtype=torch.float32, device=tokens.device)
-    room_RD = torch.empty(rows, tokens.shape[1], dtype=torch.float32, device=tokens.device)
+    ones_1N = torch.ones(1, grid.tokens_per_frame, dtype=torch.float32, device=tokens.device)
+    room_ND = torch.empty(frames_TND.shape[1:], dtype=torch.float32, device=tokens.device)
     sums_TD = torch.empty(grid.frames, tokens.shape[1], dtype=torch.float32, device=tokens.device)
     with full_precision(tokens.device.type):
         for t, frame in enumerate(frames_TND):
-            sums_TD[t] = 0
-            for first in range(0, len(frame), rows):
-                block = frame[first : first + rows]
-                values_RD = as_float32(block, room_RD[: len(block)])
-                sums_TD[t : t + 1].addmm_(ones_1R[:, : len(block)], values_RD)
+            torch.mm(ones_1N, as_float32(frame, room_ND), out=sums_TD[t : t + 1])
     return sums_TD
 
 
