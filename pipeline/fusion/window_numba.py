@@ -247,14 +247,15 @@ def _match_cells(
 ) -> None:
     """Best dot product over the plane's norm, its cell, and the square of each token's norm.
 
-    Four frames share each plane row that is loaded, three places each token. The last four frames
-    overlap those before them where four does not divide their number.
+    Four frames share each plane row that is loaded, three places each token. Cells follow each
+    other as they lie in memory. The last four frames overlap those before them where four does not
+    divide their number.
     """
     last = len(rows_TNV) - 1
-    for n in range(start, stop):
-        for block in range(0, last + 1, 4):
-            t = max(min(block, last - 3), 0)
-            frames = (t, min(t + 1, last), min(t + 2, last), min(t + 3, last))
+    for block in range(0, last + 1, 4):
+        first = max(min(block, last - 3), 0)
+        frames = (first, min(first + 1, last), min(first + 2, last), min(first + 3, last))
+        for n in range(start, stop):
             for t in frames:
                 square_TN[t, n] = _square(rows_TNV[t, n])
                 best_TN[t, n] = -np.inf
