@@ -6,11 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-EPSILON = 1e-12
-ROUNDING = 2e-6
-"""Cosines that are closer than this may change sides."""
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+from tests.fusion.sample_tokens import EPSILON
 
 
 @dataclass
@@ -60,15 +56,6 @@ def reference(tokens, grid, window, anchor=None):
     )
 
 
-def video(grid, num_channels, *, dtype=torch.float32, seed=0, noise=0.8):
-    """Frames that resemble each other more or less, on top of a common background."""
-    generator = torch.Generator().manual_seed(seed)
-    background = torch.randn(1, grid.tokens_per_frame, num_channels, generator=generator)
-    change = torch.randn(grid.frames, grid.tokens_per_frame, num_channels, generator=generator)
-    amount = noise * torch.rand(grid.frames, grid.tokens_per_frame, 1, generator=generator) * 2
-    return (background + amount * change + 0.1).flatten(0, 1).to(dtype)
-
-
 def exact_cosines(tokens, grid, anchor):
     """All 3x3 cosines in float64, by shifting whole frames."""
     shape = (grid.frames, grid.height, grid.width, -1)
@@ -82,12 +69,3 @@ def exact_cosines(tokens, grid, anchor):
         value = (unit[:, rows, columns] * unit[anchor, from_rows, from_columns]).sum(-1)
         best[:, rows, columns] = torch.maximum(best[:, rows, columns], value)
     return best.flatten()
-
-
-def seeded(seed):
-    return torch.Generator().manual_seed(seed)
-
-
-def plan_bytes(plan):
-    tensors = (plan.keep_index, plan.match_index, plan.score, plan.storage_order)
-    return (plan.anchor_frame, *(tensor.numpy().tobytes() for tensor in tensors))

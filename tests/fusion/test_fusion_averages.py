@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.fusion.averages import weighted_means
+from tests.fusion.sample_tokens import seeded
 
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 BITS = {
@@ -18,10 +19,6 @@ BITS = {
     torch.float16: torch.int16,
     torch.float64: torch.int64,
 }
-
-
-def seeded(seed):
-    return torch.Generator().manual_seed(seed)
 
 
 def random_groups(num_tokens, num_groups, seed):

@@ -12,9 +12,8 @@ from pipeline.fusion import plan_fusion
 from schemas.errors import FusionError
 from schemas.fusion import FusionConfig
 from schemas.grid import TokenGrid
+from tests.fusion.sample_tokens import DTYPES, ROUNDING, plan_bytes
 
-ROUNDING = 2e-6
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CASES = settings(max_examples=20, deadline=None)
 
 
@@ -404,8 +403,3 @@ def likeness_of_fused(plan, tokens):
     unit = torch.nn.functional.normalize(tokens.double(), dim=1, eps=1e-12)
     fused = plan.match_index != torch.arange(len(tokens))
     return (unit * unit[plan.match_index]).sum(1)[fused]
-
-
-def plan_bytes(plan):
-    tensors = (plan.keep_index, plan.match_index, plan.score, plan.storage_order)
-    return tuple(tensor.numpy().tobytes() for tensor in tensors)

@@ -10,10 +10,8 @@ from pipeline.fusion import plan_fusion
 from schemas.errors import FusionError
 from schemas.fusion import FusionConfig
 from schemas.grid import TokenGrid
+from tests.fusion.sample_tokens import DTYPES, EPSILON, ROUNDING, plan_bytes, seeded, signs, video
 
-EPSILON = 1e-12
-ROUNDING = 2e-6
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CASES = settings(max_examples=60, deadline=None)
 
 
@@ -44,33 +42,8 @@ def match_by_loops(kept, grid):
     return found
 
 
-def seeded(seed):
-    return torch.Generator().manual_seed(seed)
-
-
-def video(grid, num_channels, *, dtype=torch.float32, seed=0):
-    """Frames that resemble each other more or less, on top of a common background."""
-    generator = seeded(seed)
-    shape = (grid.frames, grid.tokens_per_frame, num_channels)
-    background = torch.randn(1, *shape[1:], generator=generator)
-    amount = 1.6 * torch.rand(*shape[:2], 1, generator=generator)
-    change = torch.randn(shape, generator=generator)
-    return (background + amount * change + 0.1).flatten(0, 1).to(dtype)
-
-
-def signs(grid, num_channels, *, seed=0):
-    """Tokens of +1 and -1; with 4 or 16 channels their cosines are exact, and many are equal."""
-    shape = (grid.num_tokens, num_channels)
-    return torch.randint(0, 2, shape, generator=seeded(seed)).mul(2).sub(1).float()
-
-
 def plan_evs(tokens, grid, budget=None):
     return plan_fusion(tokens, grid, FusionConfig(method="evs", budget=budget))
-
-
-def plan_bytes(plan):
-    tensors = (plan.keep_index, plan.match_index, plan.score, plan.storage_order)
-    return tuple(tensor.numpy().tobytes() for tensor in tensors)
 
 
 def random_cases(count):

@@ -14,7 +14,7 @@ from pipeline.fusion.forms import TORCH, compiled_form, form_for
 from pipeline.fusion.ttf import Shot, best_match, plan_ttf
 from schemas.fusion import METHODS, FusionConfig
 from schemas.grid import TokenGrid
-from tests.fusion.plain_ttf import ROUNDING, plan_bytes, seeded, video
+from tests.fusion.sample_tokens import ROUNDING, plan_bytes, seeded, video
 from tests.synthetic import REPOSITORY
 
 NUMBA = compiled_form("numba")

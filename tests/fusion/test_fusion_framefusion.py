@@ -13,15 +13,10 @@ from pipeline.fusion import plan_fusion
 from schemas.errors import FusionError
 from schemas.fusion import FusionConfig
 from schemas.grid import TokenGrid
+from tests.fusion.sample_tokens import DTYPES, ROUNDING, seeded
 
-ROUNDING = 2e-6
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CONFIG = FusionConfig(method="framefusion")
 CASES = settings(max_examples=50, deadline=None)
-
-
-def seeded(seed):
-    return torch.Generator().manual_seed(seed)
 
 
 def video(grid, num_channels, *, dtype=torch.float32, seed=0):

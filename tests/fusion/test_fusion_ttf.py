@@ -13,16 +13,8 @@ from pipeline.fusion.ttf import Shot, best_match, plan_ttf
 from schemas.errors import FusionError, GridMismatchError
 from schemas.fusion import FusionConfig
 from schemas.grid import TokenGrid
-from tests.fusion.plain_ttf import (
-    DTYPES,
-    ROUNDING,
-    cosine,
-    exact_cosines,
-    plan_bytes,
-    reference,
-    seeded,
-    video,
-)
+from tests.fusion.plain_ttf import cosine, exact_cosines, reference
+from tests.fusion.sample_tokens import DTYPES, ROUNDING, plan_bytes, seeded, video
 
 
 @pytest.fixture(params=["torch", "numba"])

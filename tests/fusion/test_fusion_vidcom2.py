@@ -15,11 +15,17 @@ from pipeline.fusion.vidcom2 import alikeness, channel_variances, frame_counts
 from schemas.errors import FusionError
 from schemas.fusion import FusionConfig
 from schemas.grid import TokenGrid
+from tests.fusion.sample_tokens import (
+    DTYPES,
+    EPSILON,
+    kept_per_frame,
+    plan_bytes,
+    seeded,
+    signs,
+)
 
-EPSILON = 1e-12
 CLEAR = 1e-9
 """Decisions of the tests hang on differences above this: float64 on both sides must agree."""
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CASES = settings(max_examples=25, deadline=None)
 
 
@@ -83,10 +89,6 @@ def reference(tokens, grid, share, num_kept):
     )
 
 
-def seeded(seed):
-    return torch.Generator().manual_seed(seed)
-
-
 def video(grid, num_channels, *, dtype=torch.float32, seed=0):
     """Frames that resemble each other more or less, in channels that vary more or less."""
     generator = seeded(seed)
@@ -98,23 +100,8 @@ def video(grid, num_channels, *, dtype=torch.float32, seed=0):
     return ((background + amount * change) * spread + 0.3).flatten(0, 1).to(dtype)
 
 
-def signs(grid, num_channels, *, seed=0):
-    shape = (grid.num_tokens, num_channels)
-    return torch.randint(0, 2, shape, generator=seeded(seed)).mul(2).sub(1).float()
-
-
 def plan_vidcom2(tokens, grid, budget=None):
     return plan_fusion(tokens, grid, FusionConfig(method="vidcom2", budget=budget))
-
-
-def plan_bytes(plan):
-    tensors = (plan.keep_index, plan.match_index, plan.score, plan.storage_order)
-    return tuple(tensor.numpy().tobytes() for tensor in tensors)
-
-
-def kept_per_frame(plan):
-    frames = plan.keep_index // plan.grid.tokens_per_frame
-    return torch.bincount(frames, minlength=plan.grid.frames).tolist()
 
 
 def random_cases(count):
