@@ -61,7 +61,7 @@ def write_counter_clip(
     """
     rows, columns = np.mgrid[0:height, 0:width]
     frames = (_counter_image(rows, columns, number) for number in range(num_frames))
-    _encode(path, frames, fps=fps, codec=codec, gop=gop, bframes=bframes, options=options or {})
+    write_clip(path, frames, fps=fps, codec=codec, gop=gop, bframes=bframes, options=options or {})
 
 
 def write_scene_clip(
@@ -92,7 +92,9 @@ def write_scene_clip(
         )
         for number in range(num_frames)
     )
-    _encode(path, frames, fps=fps, codec="libx264", gop=2 * fps, bframes=2, options={"crf": "20"})
+    write_clip(
+        path, frames, fps=fps, codec="libx264", gop=2 * fps, bframes=2, options={"crf": "20"}
+    )
 
 
 def _counter_image(
@@ -140,7 +142,7 @@ def _scene_image(
     return image.clip(0, 255).astype(np.uint8)
 
 
-def _encode(
+def write_clip(
     path: str | Path,
     frames: Iterable[Image],
     *,
@@ -150,6 +152,17 @@ def _encode(
     bframes: int,
     options: Mapping[str, str],
 ) -> None:
+    """Encode frames of one size as a video; MPEG-4 where the codec is not there.
+
+    Args:
+        path: of the file; its ending chooses the container.
+        frames: ``(H, W, 3)`` uint8 RGB each.
+        fps: frames per second.
+        codec: as FFmpeg names it.
+        gop: frames from one key frame to the next.
+        bframes: consecutive B frames at most.
+        options: of the encoder.
+    """
     import av
 
     if codec not in av.codecs_available:

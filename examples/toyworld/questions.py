@@ -1,0 +1,139 @@
+"""Questions about a scene with answers of one word.
+
+A thing is named by its shape or, as often, by its colour; a mover that changes colour is named by
+its shape only. Nothing is asked whose answer could be doubted.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+
+from examples.toyworld.scene import LETTERS, NUM_FRAMES, SIDE, Mover, Scene
+
+MIDLINE = 6.0
+"""Pixels from the middle within which nobody asks on which side something is."""
+
+CLEARLY = 4
+"""Frames between two events of which one is called the first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One question: ``kind`` is one of ``KINDS``, ``answer`` one word."""
+
+    kind: str
+    text: str
+    answer: str
+
+
+def ask(scene: Scene) -> list[Question]:
+    """All questions that can be asked about a scene, in the order of ``KINDS``."""
+    rng = np.random.default_rng((scene.seed, 2))
+    return [
+        Question(kind, text, answer)
+        for kind, asked in _ASKERS.items()
+        for text, answer in asked(scene, rng)
+    ]
+
+
+def _name(mover: Mover, rng: np.random.Generator) -> str:
+    by_shape = mover.then is not None or rng.random() < 0.5
+    return mover.shape if by_shape else mover.colour
+
+
+Asked = Iterator[tuple[str, str]]
+
+
+def _colour(scene: Scene, rng: np.random.Generator) -> Asked:
+    for mover in scene.movers:
+        if mover.then is None:
+            yield f"which colour has the {mover.shape} ?", mover.colour
+
+
+def _shape(scene: Scene, rng: np.random.Generator) -> Asked:
+    for mover in scene.movers:
+        if mover.then is None:
+            yield f"which shape has the {mover.colour} thing ?", mover.shape
+
+
+def _count(scene: Scene, rng: np.random.Generator) -> Asked:
+    yield "how many things are there ?", str(len(scene.movers))
+
+
+def _direction(scene: Scene, rng: np.random.Generator) -> Asked:
+    for mover in scene.movers:
+        yield f"where does the {_name(mover, rng)} thing move ?", mover.direction
+
+
+def _end(scene: Scene, rng: np.random.Generator) -> Asked:
+    for mover in scene.movers:
+        last = mover.centres[mover.stop - 1] + scene.camera.near[mover.stop - 1] - SIDE / 2
+        if np.abs(last).min() >= MIDLINE:
+            side = ("top" if last[1] < 0 else "bottom") + ("left" if last[0] < 0 else "right")
+            yield f"where is the {_name(mover, rng)} thing last ?", side
+
+
+def _first(scene: Scene, rng: np.random.Generator) -> Asked:
+    for one, other in combinations(scene.movers, 2):
+        if abs(one.start - other.start) >= CLEARLY:
+            pair = [one, other] if rng.random() < 0.5 else [other, one]
+            earlier = min(pair, key=lambda mover: mover.start)
+            yield f"which came first , {pair[0].shape} or {pair[1].shape} ?", earlier.shape
+
+
+def _touch(scene: Scene, rng: np.random.Generator) -> Asked:
+    for one, other, is_touching in scene.meetings():
+        pair = [one, other] if rng.random() < 0.5 else [other, one]
+        names = [_name(mover, rng) for mover in pair]
+        yield f"do {names[0]} and {names[1]} touch ?", "yes" if is_touching else "no"
+
+
+def _letter(scene: Scene, rng: np.random.Generator) -> Asked:
+    for place in ("first", "last"):
+        found = scene.flashes[0 if place == "first" else -1].letter if scene.flashes else "none"
+        yield f"which letter flashed {place} ?", found
+
+
+def _when(scene: Scene, rng: np.random.Generator) -> Asked:
+    for flash in scene.flashes:
+        share = (flash.start + flash.stop) / 2 / NUM_FRAMES * 3
+        if abs(share - round(share)) * NUM_FRAMES / 3 >= 1 or round(share) in (0, 3):
+            part = ("start", "middle", "end")[min(int(share), 2)]
+            yield f"when did {flash.letter} flash ?", part
+
+
+def _flashed(scene: Scene, rng: np.random.Generator) -> Asked:
+    seen = {flash.letter for flash in scene.flashes}
+    absent = [letter for letter in LETTERS if letter not in seen]
+    for letter in [*seen, *rng.permutation(absent)[: max(1, len(seen))]]:
+        yield f"did {letter} flash ?", "yes" if letter in seen else "no"
+
+
+def _scenes(scene: Scene, rng: np.random.Generator) -> Asked:
+    yield "how many views are there ?", str(len(scene.views))
+
+
+def _change(scene: Scene, rng: np.random.Generator) -> Asked:
+    changed = [mover.shape for mover in scene.movers if mover.then is not None]
+    yield "which shape changed colour ?", changed[0] if changed else "none"
+
+
+_ASKERS: dict[str, Callable[[Scene, np.random.Generator], Asked]] = {
+    "colour": _colour,
+    "shape": _shape,
+    "count": _count,
+    "direction": _direction,
+    "end": _end,
+    "first": _first,
+    "touch": _touch,
+    "letter": _letter,
+    "when": _when,
+    "flashed": _flashed,
+    "views": _scenes,
+    "change": _change,
+}
+
+KINDS = tuple(_ASKERS)
+"""Kinds of questions."""

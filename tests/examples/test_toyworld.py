@@ -1,0 +1,158 @@
+"""The toy world: what is asked about a scene is what its pixels show."""
+
+import json
+import subprocess
+import sys
+from collections import Counter, defaultdict
+
+import numpy as np
+import pytest
+
+from examples.toyworld.draw import draw_scene
+from examples.toyworld.questions import KINDS, ask
+from examples.toyworld.render import render, shape_mask
+from examples.toyworld.scene import COLOURS, LEVELS, NUM_FRAMES, SIDE
+from pipeline.decode import FrameReader
+from schemas.config import DecodeConfig, SamplingConfig
+from tests.synthetic import REPOSITORY
+
+SCENES = [draw_scene(seed) for seed in range(200)]
+
+
+def answers(scene, kind):
+    return {question.text: question.answer for question in ask(scene) if question.kind == kind}
+
+
+def patch(scene, frames, mover, t):
+    """The pixels of a mover, gains taken off; None where something may lie over it."""
+    x, y = np.round(mover.centres[t]).astype(int) + scene.camera.near[t] - mover.radius
+    mask = shape_mask(mover.shape, mover.radius)
+    if min(x, y) < 0 or max(x, y) + len(mask) > SIDE:
+        return None
+    return frames[t, y : y + len(mask), x : x + len(mask)][mask] / scene.gains[t]
+
+
+def test_the_same_seed_gives_the_same_frames_and_questions_and_another_seed_others():
+    one, again, other = draw_scene(3), draw_scene(3), draw_scene(4)
+    assert np.array_equal(render(one), render(again))
+    assert ask(one) == ask(again)
+    assert not np.array_equal(render(one), render(other))
+
+
+def test_levels_are_drawn_alike_often_and_mean_what_they_say():
+    counts = Counter(scene.level for scene in SCENES)
+    assert set(counts) == set(LEVELS)
+    assert min(counts.values()) > 25
+    for scene in SCENES:
+        assert bool(scene.cuts) == (scene.level == "cuts")
+        assert (scene.camera.far != 0).any() == (scene.level == "high")
+        if scene.level == "still":
+            assert {mover.direction for mover in scene.movers} == {"still"}
+
+
+def test_no_two_movers_share_a_shape_or_a_colour_they_ever_have():
+    for scene in SCENES:
+        colours = [mover.colour for mover in scene.movers]
+        colours += [mover.then for mover in scene.movers if mover.then]
+        assert len(set(colours)) == len(colours)
+        assert len({mover.shape for mover in scene.movers}) == len(scene.movers)
+
+
+def test_cuts_do_not_keep_to_token_frames():
+    assert {cut % 2 for scene in SCENES for cut in scene.cuts} == {0, 1}
+
+
+def test_colours_of_shapes_are_those_of_their_pixels():
+    checked = 0
+    for scene in SCENES[:60]:
+        frames = render(scene)
+        for mover in scene.movers:
+            if mover.then is not None:
+                continue
+            asked = f"which colour has the {mover.shape} ?"
+            expected = COLOURS[answers(scene, "colour")[asked]]
+            patches = [patch(scene, frames, mover, t) for t in range(mover.start, mover.stop)]
+            errors = [np.median(np.abs(p - expected)) for p in patches if p is not None]
+            if errors:
+                checked += 1
+                assert min(errors) < 15
+    assert checked > 60
+
+
+def test_a_change_is_seen_in_the_pixels_of_the_shape_that_is_named():
+    checked = 0
+    for scene in SCENES[:80]:
+        [answer] = answers(scene, "change").values()
+        changed = [mover for mover in scene.movers if mover.then is not None]
+        assert answer == (changed[0].shape if changed else "none")
+        for mover in changed:
+            frames = render(scene)
+            before = patch(scene, frames, mover, mover.start)
+            after = patch(scene, frames, mover, mover.stop - 1)
+            if before is not None and after is not None and len(scene.movers) == 1:
+                assert np.abs(before - COLOURS[mover.colour]).mean() < 30
+                assert np.abs(after - COLOURS[mover.then]).mean() < 30
+                checked += 1
+    assert checked >= 5
+
+
+def test_things_touch_where_their_masks_overlap_and_only_there():
+    for scene in SCENES:
+        for one, other, is_touching in scene.meetings():
+            together = ~np.isnan(one.centres[:, 0]) & ~np.isnan(other.centres[:, 0])
+            gaps = np.linalg.norm(one.centres - other.centres, axis=1)[together]
+            if is_touching:
+                assert gaps.min() <= 0.8 * (one.radius + other.radius)
+            else:
+                assert gaps.min() >= 1.25 * (one.radius + other.radius)
+
+
+def test_letters_are_asked_in_the_order_in_which_they_flash():
+    for scene in SCENES:
+        starts = [flash.start for flash in scene.flashes]
+        assert starts == sorted(starts)
+        asked = answers(scene, "letter")
+        letters = [flash.letter for flash in scene.flashes] or ["none"]
+        assert asked["which letter flashed first ?"] == letters[0]
+        assert asked["which letter flashed last ?"] == letters[-1]
+
+
+def test_a_still_scene_changes_by_noise_and_light_only_where_nothing_happens():
+    scene = next(s for s in SCENES if s.level == "still" and not s.flashes)
+    frames = render(scene) / scene.gains[:, None, None, None]
+    is_background = np.ones((SIDE, SIDE), bool)
+    for mover in scene.movers:
+        x, y = np.nanmean(mover.centres, axis=0).astype(int)
+        is_background[max(0, y - 14) : y + 15, max(0, x - 14) : x + 15] = False
+    assert np.abs(frames[0] - frames[-1])[is_background].mean() < 5
+
+
+def test_every_kind_is_asked_and_a_question_alone_does_not_give_its_answer():
+    found = defaultdict(lambda: defaultdict(Counter))
+    for seed in range(1500):
+        for question in ask(draw_scene(seed)):
+            found[question.kind][question.text][question.answer] += 1
+    assert set(found) == set(KINDS)
+    for kind, texts in found.items():
+        total = sum(sum(counts.values()) for counts in texts.values())
+        best = sum(max(counts.values()) for counts in texts.values())
+        assert total >= 1000
+        assert best / total < 0.8, f"{kind} can be answered blindly"
+
+
+@pytest.mark.slow
+def test_videos_are_written_that_the_pipeline_decodes_to_nearly_the_same_frames(tmp_path):
+    subprocess.run(
+        [sys.executable, "-m", "examples.toyworld.make_videos", tmp_path, "--videos", "4"],
+        cwd=REPOSITORY,
+        check=True,
+    )
+    lines = (tmp_path / "questions.jsonl").read_text().splitlines()
+    assert {json.loads(line)["level"] for line in lines} == set(LEVELS)
+    assert {json.loads(line)["kind"] for line in lines} == set(KINDS)
+    with FrameReader(DecodeConfig(), SamplingConfig(fps=4.0)) as reader:
+        for number, path in enumerate(sorted((tmp_path / "videos").iterdir())):
+            sampled = reader.read(path)
+            frames = render(draw_scene(number, LEVELS[number]))
+            assert sampled.frames.shape == (NUM_FRAMES, SIDE, SIDE, 3)
+            assert np.abs(sampled.frames.astype(float) - frames).mean() < 6
