@@ -1,0 +1,258 @@
+"""The model's forward on many questions about each video at once, for training on a CPU.
+
+The weights are those of a plain ``Qwen3VLForConditionalGeneration``; so are the logits, but for
+rounding. All videos have the same size, length and timestamps, and so one prompt. Questions follow
+it side by side under a block-diagonal mask: each sees the video and itself, and begins at the
+position at which it would stand alone. Attention is written out, because the backward pass of the
+fused one is slow on a CPU in bfloat16.
+
+Dimension key: B videos, T token frames, N visual tokens and V patches of a frame, S DeepStack
+layers, D channels, Q questions of a video, A columns of a question, P of the prompt, L in all.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, Qwen3VLForConditionalGeneration
+from transformers.models.qwen3_vl import modeling_qwen3_vl as qwen3_vl
+
+from examples.toyworld.scene import FRAMES_PER_SECOND, NUM_FRAMES, SIDE
+from pipeline.assemble import tokenized_stretch
+from pipeline.positions import frame_timestamps
+from pipeline.prefill import split_prompt
+from pipeline.preprocess import normalize, patchify
+from schemas.grid import PatchGeometry
+from schemas.manifest import ResolvedPreprocess
+
+NO_TARGET = -100
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prompt:
+    """What comes before every question: ids, positions and the columns of visual tokens.
+
+    Attributes:
+        input_ids: ``(P,)`` int64.
+        position_ids: ``(3, P)`` int64.
+        visual_columns: ``(T*N,)`` int64, ascending.
+        next_position: where a question begins.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    visual_columns: Tensor
+    next_position: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Packed:
+    """Questions of several videos, filled up to one length.
+
+    Attributes:
+        input_ids: ``(B, Q, A)`` int64: the question, the turn of the assistant, the answer.
+        targets: ``(B, Q, A)`` int64, what should follow each column: the answer, then the end of
+            the turn; ``NO_TARGET`` elsewhere.
+    """
+
+    input_ids: Tensor
+    targets: Tensor
+
+
+def prompt_of(tokenizer: PreTrainedTokenizerBase, patches: PatchGeometry) -> Prompt:
+    """The prompt of any toy video with all its tokens."""
+    grid = patches.token_grid(NUM_FRAMES, SIDE, SIDE)
+    seconds = frame_timestamps(
+        np.arange(NUM_FRAMES), FRAMES_PER_SECOND, patches.temporal_patch_size
+    )
+    stretch = tokenized_stretch(grid, torch.arange(grid.num_tokens), seconds, tokenizer)
+    before = torch.tensor(split_prompt(tokenizer, "", num_videos=1)[0])
+    start = len(before)
+    text = torch.arange(start).expand(3, -1)
+    return Prompt(
+        input_ids=torch.cat([before, stretch.input_ids]),
+        position_ids=torch.cat([text, stretch.position_ids.long() + start], dim=1),
+        visual_columns=stretch.visual_index + start,
+        next_position=stretch.next_position + start,
+    )
+
+
+def pack(
+    tokenizer: PreTrainedTokenizerBase, asked: Sequence[Sequence[tuple[str, str]]], *, length: int
+) -> Packed:
+    """Questions and answers as columns.
+
+    Args:
+        tokenizer: of the checkpoint.
+        asked: for each video as many (question, answer) pairs; an answer is one token.
+        length: A; a longer question raises ValueError.
+    """
+    pad = tokenizer.pad_token_id
+    input_ids = torch.full((len(asked), len(asked[0]), length), pad)
+    targets = torch.full_like(input_ids, NO_TARGET)
+    for b, pairs in enumerate(asked):
+        for q, (question, answer) in enumerate(pairs):
+            text = split_prompt(tokenizer, question, num_videos=1)[1]
+            [answer_id] = tokenizer(answer, add_special_tokens=False)["input_ids"]
+            columns = [*text, answer_id]
+            if len(columns) > length:
+                raise ValueError(f"{question!r} takes {len(columns)} columns, not {length}")
+            input_ids[b, q, : len(columns)] = torch.tensor(columns)
+            targets[b, q, len(text) - 1] = answer_id
+            targets[b, q, len(text)] = tokenizer.eos_token_id
+    return Packed(input_ids, targets)
+
+
+class PackedForward:
+    """The forward of one model; its weights may change between calls.
+
+    Args:
+        model: in any floating type.
+        prompt: of its tokenizer.
+        preprocess: mean and standard deviation of pixels.
+        num_questions: Q.
+        length: A.
+    """
+
+    def __init__(
+        self,
+        model: Qwen3VLForConditionalGeneration,
+        prompt: Prompt,
+        preprocess: ResolvedPreprocess,
+        *,
+        num_questions: int,
+        length: int,
+    ) -> None:
+        self._model = model
+        self._prompt = prompt
+        self._preprocess = preprocess
+        vision = model.config.vision_config
+        self._patches = PatchGeometry(
+            vision.patch_size, vision.temporal_patch_size, vision.spatial_merge_size
+        )
+        side = SIDE // vision.patch_size
+        self._grid_thw = torch.tensor([[1, side, side]])
+        question = torch.arange(length).repeat(num_questions) + prompt.next_position
+        self._positions_3L = torch.cat([prompt.position_ids, question.expand(3, -1)], dim=1)
+        self._hidden_LL = _hidden_columns(len(prompt.input_ids), num_questions, length)
+
+    def visual_tokens(self, frames: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Embeddings ``(B, T*N, D)`` and S DeepStack layers of the same shape.
+
+        Args:
+            frames: ``(B, NUM_FRAMES, SIDE, SIDE, 3)`` uint8.
+        """
+        tower = self._model.model.visual
+        rows = normalize(patchify(frames.flatten(0, 1), self._patches), self._preprocess)
+        weight = tower.patch_embed.proj.weight
+        x = torch.nn.functional.linear(
+            rows.to(weight.dtype), weight.flatten(1), tower.patch_embed.proj.bias
+        )
+        num_patches = int(self._grid_thw.prod())
+        x = x.view(-1, num_patches, x.shape[-1])
+        x = x + self._place_embeddings(tower).to(x.dtype)
+        place = qwen3_vl.get_vision_position_ids(
+            self._grid_thw, tower.spatial_merge_size, kwargs={}
+        )
+        cos, sin = (each[None, None].to(x.dtype) for each in tower.rotary_pos_emb(x, place))
+        shape = len(frames), -1, tower.config.out_hidden_size
+        deepstack = []
+        for number, block in enumerate(tower.blocks):
+            x = x + _vision_attention(block.attn, block.norm1(x), cos, sin)
+            x = x + block.mlp(block.norm2(x))
+            if number in tower.deepstack_visual_indexes:
+                layer = tower.deepstack_visual_indexes.index(number)
+                deepstack.append(tower.deepstack_merger_list[layer](x).view(shape))
+        return tower.merger(x).view(shape), deepstack
+
+    def logits(self, visual: Tensor, deepstack: Sequence[Tensor], input_ids: Tensor) -> Tensor:
+        """What follows each column of each question, ``(B, Q, A, vocabulary)``.
+
+        Args:
+            visual: ``(B, T*N, D)``, from ``visual_tokens``.
+            deepstack: S of the same shape.
+            input_ids: ``(B, Q, A)``.
+        """
+        text = self._model.model.language_model
+        num_videos, num_questions, length = input_ids.shape
+        start = len(self._prompt.input_ids)
+        x = torch.cat(
+            [
+                text.embed_tokens(self._prompt.input_ids).expand(num_videos, -1, -1),
+                text.embed_tokens(input_ids.flatten(1)),
+            ],
+            dim=1,
+        )
+        columns = self._prompt.visual_columns
+        x = x.index_copy(1, columns, visual)
+        cos, sin = text.rotary_emb(x, self._positions_3L[:, None])
+        mask = torch.zeros(self._hidden_LL.shape, dtype=x.dtype)
+        mask.masked_fill_(self._hidden_LL, torch.finfo(x.dtype).min)
+        for number, layer in enumerate(text.layers):
+            x = x + _text_attention(layer.self_attn, layer.input_layernorm(x), cos, sin, mask)
+            x = x + layer.mlp(layer.post_attention_layernorm(x))
+            if number < len(deepstack):
+                x = x.index_add(1, columns, deepstack[number])
+        answers = text.norm(x[:, start:])
+        return self._model.lm_head(answers).view(num_videos, num_questions, length, -1)
+
+    def _place_embeddings(self, tower: qwen3_vl.Qwen3VLVisionModel) -> Tensor:
+        """Learnt embeddings of the patches' places, ``(V, D)``, interpolated as the tower does."""
+        indices, weights = qwen3_vl.get_vision_interpolation_indices_and_weights(
+            self._grid_thw,
+            num_grid_per_side=tower.num_grid_per_side,
+            mode=tower.interpolation_mode,
+            align_corners=tower.interpolation_align_corners,
+            spatial_merge_size=tower.config.spatial_merge_size,
+            kwargs={},
+        )
+        return (tower.pos_embed(indices) * weights[:, :, None]).sum(1)
+
+
+def _hidden_columns(start: int, num_questions: int, length: int) -> Tensor:
+    """``(L, L)`` bool: True where a column may not look at another."""
+    block = torch.arange(num_questions).repeat_interleave(length)
+    block = torch.cat([torch.full((start,), -1), block])
+    place = torch.arange(len(block))
+    is_earlier = place[:, None] >= place
+    is_shared = (block == -1) | (block[:, None] == block)
+    return ~(is_earlier & is_shared)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None = None) -> Tensor:
+    scores = (q * scale) @ k.transpose(-1, -2)
+    if mask is not None:
+        scores = scores + mask
+    return torch.softmax(scores, dim=-1) @ v
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    one, other = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-other, one], dim=-1) * sin
+
+
+def _vision_attention(
+    attention: qwen3_vl.Qwen3VLVisionAttention, x: Tensor, cos: Tensor, sin: Tensor
+) -> Tensor:
+    """Within each token frame; ``x`` is ``(B*T, V, D)``."""
+    shape = (*x.shape[:2], 3, attention.num_heads, attention.head_dim)
+    q, k, v = attention.qkv(x).view(shape).permute(2, 0, 3, 1, 4)
+    q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
+    mixed = _attend(q, k, v, attention.scaling)
+    return attention.proj(mixed.transpose(1, 2).flatten(2))
+
+
+def _text_attention(
+    attention: qwen3_vl.Qwen3VLTextAttention, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor
+) -> Tensor:
+    shape = (*x.shape[:2], -1, attention.head_dim)
+    q = attention.q_norm(attention.q_proj(x).view(shape)).transpose(1, 2)
+    k = attention.k_norm(attention.k_proj(x).view(shape)).transpose(1, 2)
+    v = attention.v_proj(x).view(shape).transpose(1, 2)
+    q, k = _rotate(q, cos[:, None], sin[:, None]), _rotate(k, cos[:, None], sin[:, None])
+    groups = attention.num_key_value_groups
+    k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    mixed = _attend(q, k, v, attention.scaling, mask)
+    return attention.o_proj(mixed.transpose(1, 2).flatten(2))
