@@ -194,6 +194,7 @@ def test_demanding_decord_where_it_is_wrong_names_the_objection():
         assert reader.read(NASTY / "ref_h264.mp4").decoder == "decord"
 
 
+@pytest.mark.slow
 def test_one_hour_is_sampled_by_jumping_not_by_decoding_everything():
     sampling = SamplingConfig(num_frames=32)
     samples = {}

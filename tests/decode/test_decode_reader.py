@@ -177,6 +177,7 @@ def test_an_error_in_resize_reaches_the_caller_and_the_next_video_is_read(large_
         assert counters(reader.read(clip)) == list(range(30))
 
 
+@pytest.mark.slow
 def test_child_memory_is_bounded_however_many_frames_are_sampled(tmp_path):
     path = tmp_path / "many.mp4"
     write_counter_clip(path, num_frames=120, width=640, height=384)

@@ -198,6 +198,7 @@ def test_a_tiny_checkpoint_has_the_same_bytes_each_time(tmp_path):
     assert len(digests) == 1
 
 
+@pytest.mark.slow
 def test_a_hub_id_is_found_in_the_hubs_cache_and_its_revision_is_recorded(
     tmp_path, tiny_checkpoint
 ):

@@ -127,6 +127,7 @@ def test_a_still_scene_changes_by_noise_and_light_only_where_nothing_happens():
     assert np.abs(frames[0] - frames[-1])[is_background].mean() < 5
 
 
+@pytest.mark.slow
 def test_every_kind_is_asked_and_a_question_alone_does_not_give_its_answer():
     found = defaultdict(lambda: defaultdict(Counter))
     for seed in range(1500):

@@ -211,6 +211,7 @@ def test_a_plan_over_a_finished_cache_opens_no_video_that_was_not_touched(corpus
     assert result.stdout == "4 3 1 0\n"
 
 
+@pytest.mark.slow
 def test_a_build_that_is_killed_resumes_and_gives_the_bytes_of_an_undisturbed_one(
     corpus, tmp_path, config
 ):

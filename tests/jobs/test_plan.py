@@ -196,6 +196,7 @@ def plan_by_loops(videos, index, contents, *, fingerprint, shard_sizes, retry_fa
     )
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=300)
 @given(data=st.data())
 def test_any_corpus_against_any_index_gives_the_plan_of_the_plain_loop(contents, data):

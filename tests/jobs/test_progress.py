@@ -8,6 +8,8 @@ import subprocess
 import sys
 import termios
 
+import pytest
+
 from jobs.events import Assembled, Committed, Lost
 from jobs.progress import Progress, Tally
 from schemas.index import IndexRow
@@ -68,6 +70,7 @@ def test_a_line_tells_count_rate_kept_failed_and_eta():
         assert word in line
 
 
+@pytest.mark.slow
 def test_on_a_terminal_there_is_one_bar():
     code = (
         "from jobs.progress import Progress, Tally\n"

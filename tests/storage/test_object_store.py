@@ -235,6 +235,7 @@ def test_the_shard_of_a_dropped_row_is_young_again_for_readers_that_hold_it(plac
     assert list(verify_cache(storage)) == []
 
 
+@pytest.mark.slow
 def test_a_cache_crosses_to_another_process_by_its_url(place, sample):
     build(place, sample.pending("v"))
     script = (

@@ -38,6 +38,8 @@ from pipeline.store.verify import verify_cache
 from schemas.errors import IndexCorruptError, QueryError, VideoNotCachedError
 from tests.store.sample_cache import MANIFEST, build, failed_row, fragments_of, make_sample
 
+pytestmark = pytest.mark.slow
+
 NAME = f"07-{'0' * 64}"
 NOT_SHRUNK = (Phase.explicit, Phase.reuse, Phase.generate)
 

@@ -156,6 +156,7 @@ ROWS = st.lists(
 NOT_SHRUNK = (Phase.explicit, Phase.reuse, Phase.generate)
 
 
+@pytest.mark.slow
 @settings(max_examples=8, phases=NOT_SHRUNK)
 @given(st.lists(ROWS, min_size=1, max_size=3), st.integers(1, 9), st.sampled_from([1, 100]))
 def test_the_table_is_the_same_before_after_and_at_every_step_between(
@@ -726,6 +727,7 @@ def test_readers_and_writers_miss_nothing_while_compactions_run_and_are_killed(
     assert {cache.row(f"shared-{n}").created_ns for n in range(COMMITS)} == {11}
 
 
+@pytest.mark.slow
 @either_way
 def test_a_task_committed_again_while_compaction_merges_it_away_is_one_row(tmp_path):
     build(tmp_path, make_sample(seed=1).pending("w", key="b" * 64))

@@ -88,6 +88,7 @@ def winner_by_loops(rows):
     return max(ranked, key=lambda e: (e[0].created_ns, e[0].shard or "", *e[1:]))[0]
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(st.lists(ROWS, min_size=1, max_size=4))
 def test_any_rows_give_the_winners_of_the_plain_loop(committed, fragments):
@@ -106,6 +107,7 @@ def test_any_rows_give_the_winners_of_the_plain_loop(committed, fragments):
 UNIQUE_ROWS = ROWS.map(lambda rows: list({row["video_id"]: row for row in rows}.values()))
 
 
+@pytest.mark.slow
 @settings(max_examples=12, phases=NOT_SHRUNK)
 @given(st.lists(UNIQUE_ROWS, min_size=1, max_size=4), st.integers(1, 3), st.sampled_from([1, 100]))
 def test_compaction_keeps_the_table_at_every_step_with_damaged_rows(

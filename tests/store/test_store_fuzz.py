@@ -64,6 +64,7 @@ def ends(seeds) -> str:
     return f"{seeds[0]}-{seeds[-1]}"
 
 
+@pytest.mark.slow
 @needs_proc
 def test_a_corrupted_cache_gives_what_was_committed_or_an_error_of_ours(tmp_path):
     results = read_corrupted(tmp_path, cases(FAST_SEEDS))
@@ -81,6 +82,7 @@ def test_many_more_corruptions_give_the_same_or_an_error_of_ours(tmp_path, seeds
     assert len(read_corrupted(tmp_path, cases(seeds))) >= 100
 
 
+@pytest.mark.slow
 @needs_proc
 def test_a_reader_that_dies_or_hangs_would_be_named(tmp_path):
     with pytest.raises(AssertionError, match=r"bytes:1 .* ended the reader with 1:"):

@@ -111,6 +111,7 @@ def test_a_file_name_in_another_folder_is_suggested(committed):
         index.row("deep/clip700.mp4")
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_videos_open_within_two_seconds_of_work(tmp_path, committed):
     table = rows_to_table([committed])
     count = 100_000
