@@ -1,6 +1,9 @@
 """Tokens to try fusion on, and what tests ask of plans."""
 
 import torch
+from hypothesis import strategies as st
+
+from schemas.grid import TokenGrid
 
 EPSILON = 1e-12
 
@@ -37,3 +40,15 @@ def plan_bytes(plan):
 def kept_per_frame(plan):
     frames = plan.keep_index // plan.grid.tokens_per_frame
     return torch.bincount(frames, minlength=plan.grid.frames).tolist()
+
+
+@st.composite
+def videos(draw):
+    """Tokens of a random grid and type: now resembling frames, now signs with many ties."""
+    grid = TokenGrid(draw(st.integers(1, 9)), *(draw(st.integers(1, 7)) for _ in range(2)))
+    dtype = draw(st.sampled_from(DTYPES))
+    seed = draw(st.integers(0, 2**32))
+    channels = draw(st.sampled_from([1, 3, 16, 40]))
+    if draw(st.booleans()):
+        return signs(grid, channels, seed=seed).to(dtype), grid
+    return video(grid, channels, dtype=dtype, seed=seed), grid

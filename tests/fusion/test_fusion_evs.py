@@ -10,7 +10,16 @@ from pipeline.fusion import plan_fusion
 from schemas.errors import FusionError
 from schemas.fusion import FusionConfig
 from schemas.grid import TokenGrid
-from tests.fusion.sample_tokens import DTYPES, EPSILON, ROUNDING, plan_bytes, seeded, signs, video
+from tests.fusion.sample_tokens import (
+    DTYPES,
+    EPSILON,
+    ROUNDING,
+    plan_bytes,
+    seeded,
+    signs,
+    video,
+    videos,
+)
 
 CASES = settings(max_examples=60, deadline=None)
 
@@ -162,17 +171,6 @@ def test_tokens_that_are_not_finite_are_refused(value, frames):
     tokens[-1, 3] = value
     with pytest.raises(FusionError, match=f"grid {grid} are not finite"):
         plan_evs(tokens, grid)
-
-
-@st.composite
-def videos(draw):
-    grid = TokenGrid(draw(st.integers(1, 9)), *(draw(st.integers(1, 7)) for _ in range(2)))
-    dtype = draw(st.sampled_from(DTYPES))
-    seed = draw(st.integers(0, 2**32))
-    channels = draw(st.sampled_from([1, 3, 16, 40]))
-    if draw(st.booleans()):
-        return signs(grid, channels, seed=seed).to(dtype), grid
-    return video(grid, channels, dtype=dtype, seed=seed), grid
 
 
 @CASES
