@@ -10,8 +10,8 @@ from schemas.checks import make_floats, require
 
 FUSION_ORDERS = ("chronological", "anchor_first")
 
-MOST_TOKENS = 2**31 - 1
-"""The largest budget: places in a grid are stored in 32 bits."""
+LARGEST_BUDGET = 2**31 - 1
+"""In tokens: places in a grid are stored in 32 bits."""
 
 _WHOLE = 1e-9
 """0.29 of 100 tokens are 29, although the product of the binary fraction is a little less."""
@@ -252,8 +252,8 @@ def check_budget(budget: float | int, where: str = "budget") -> None:
     if isinstance(budget, float):
         require(0 < budget <= 1, where, budget, "a fraction in (0, 1] or a whole number of tokens")
     else:
-        fits = 1 <= budget <= MOST_TOKENS
-        require(fits, where, budget, f"1 to {MOST_TOKENS} tokens, or a fraction in (0, 1]")
+        fits = 1 <= budget <= LARGEST_BUDGET
+        require(fits, where, budget, f"1 to {LARGEST_BUDGET} tokens, or a fraction in (0, 1]")
 
 
 def budget_tokens(budget: float | int, num_tokens: int) -> int:

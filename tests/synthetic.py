@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from pipeline.cache import CachedVideo
 from pipeline.encoders import Qwen3VLEncoder, VisualTokens
 from pipeline.encoders.tiny import WEIGHT_SCALE
 from pipeline.positions import frame_timestamps
+from pipeline.prefill import PrefillInputs
 from pipeline.preprocess import normalize, patchify
 from pipeline.store.head import Head
 from pipeline.store.record import pack_record
@@ -135,6 +137,21 @@ def model_inputs(clips: Sequence[EncodedClip], input_ids: torch.Tensor) -> dict[
         "video_grid_thw": torch.tensor([clip.grid_thw for clip in clips]),
         "mm_token_type_ids": is_video.int() * 2,
     }
+
+
+def logits_with_hidden(model: Any, full: PrefillInputs, is_hidden: torch.Tensor) -> torch.Tensor:
+    """Logits of the columns in sight, the hidden ones kept from everybody by a 4-D mask."""
+    lowest = torch.finfo(model.dtype).min
+    mask = torch.full((len(is_hidden), len(is_hidden)), lowest, dtype=model.dtype).triu(1)
+    mask[:, is_hidden] = lowest
+    mask.fill_diagonal_(0)
+    logits: torch.Tensor = model(
+        input_ids=full.input_ids,
+        position_ids=full.position_ids,
+        attention_mask=mask[None, None],
+        mm_encoder_outputs=full["mm_encoder_outputs"],
+    ).logits
+    return logits[0, ~is_hidden]
 
 
 def hybrid_model(tokenizer: PreTrainedTokenizerBase):

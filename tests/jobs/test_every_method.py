@@ -12,6 +12,7 @@ from pipeline.fusion import METHODS, plan_fusion
 from pipeline.prefill import build_prefill
 from schemas.config_file import parse_config
 from schemas.fusion import FusionConfig
+from tests.synthetic import logits_with_hidden
 
 pytestmark = pytest.mark.slow
 
@@ -77,21 +78,11 @@ def mean_rows(layer, plan):
 def masked_full_logits(model, tokenizer, whole, keep_index):
     """The full prompt, its dropped columns hidden from everybody by a 4-D mask."""
     full = build_prefill([whole], tokenizer, QUESTION)
-    length = full.input_ids.shape[1]
     pads = (full.input_ids[0] == tokenizer.convert_tokens_to_ids("<|video_pad|>")).nonzero()
-    is_hidden = torch.zeros(length, dtype=torch.bool)
+    is_hidden = torch.zeros(full.input_ids.shape[1], dtype=torch.bool)
     is_hidden[pads.flatten()] = True
     is_hidden[pads.flatten()[keep_index]] = False
-    mask = torch.full((length, length), torch.finfo(torch.float32).min).triu(1)
-    mask[:, is_hidden] = torch.finfo(torch.float32).min
-    mask.fill_diagonal_(0)
-    logits = model(
-        input_ids=full.input_ids,
-        position_ids=full.position_ids,
-        attention_mask=mask[None, None],
-        mm_encoder_outputs=full["mm_encoder_outputs"],
-    ).logits
-    return logits[0, ~is_hidden]
+    return logits_with_hidden(model, full, is_hidden)
 
 
 @pytest.mark.parametrize(("method", "settings"), ASKED, ids=str)

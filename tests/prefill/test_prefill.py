@@ -10,7 +10,7 @@ from pipeline.encoders.checkpoint import quiet_loading
 from pipeline.prefill import build_prefill, require_encoder_outputs, split_prompt
 from schemas.config import EncoderConfig
 from schemas.errors import ModelError, PrefillError
-from tests.synthetic import encode_clip, model_inputs, some_tokens
+from tests.synthetic import encode_clip, logits_with_hidden, model_inputs, some_tokens
 
 QUESTION = "What falls off the table?"
 DTYPES = [torch.float32, torch.bfloat16]
@@ -49,20 +49,9 @@ def dropped_columns(clip, video, input_ids):
 def masked_full_logits(model, clip, video):
     """The oracle: the full sequence, its dropped columns hidden from everybody by a 4-D mask."""
     full = build_prefill([clip.cached_whole()], clip.encoder.tokenizer, QUESTION)
-    length = full.input_ids.shape[1]
-    hidden = torch.zeros(length, dtype=torch.bool)
+    hidden = torch.zeros(full.input_ids.shape[1], dtype=torch.bool)
     hidden[dropped_columns(clip, video, full.input_ids)] = True
-    lowest = torch.finfo(model.dtype).min
-    mask = torch.full((length, length), lowest, dtype=model.dtype).triu(1)
-    mask[:, hidden] = lowest
-    mask.fill_diagonal_(0)
-    logits = model(
-        input_ids=full.input_ids,
-        position_ids=full.position_ids,
-        attention_mask=mask[None, None],
-        mm_encoder_outputs=full["mm_encoder_outputs"],
-    ).logits
-    return logits[0, ~hidden]
+    return logits_with_hidden(model, full, hidden)
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
