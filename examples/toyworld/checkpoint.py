@@ -18,31 +18,34 @@ from examples.toyworld.questions import ask
 from examples.toyworld.scene import FRAMES_PER_SECOND, NUM_FRAMES, SIDE
 from pipeline.encoders.checkpoint import quiet_loading
 from pipeline.encoders.tiny import CHAT_TEMPLATE, SPECIAL_TOKENS
+from schemas.grid import PatchGeometry
 
-PATCH, MERGE = 8, 2
-"""Pixels on each side of a patch, and patches on each side of a visual token."""
+PATCHES = PatchGeometry(patch_size=8, temporal_patch_size=2, spatial_merge_size=2)
+
+MEAN = DEVIATION = 0.5
+"""Of pixels from 0 to 1, in all channels."""
 
 _READ_SCENES = 600
 """Scenes whose questions the tokenizer learns its words from: all words occur in them."""
 
 VISION = {
     "depth": 4,
-    "hidden_size": 128,
-    "intermediate_size": 384,
-    "num_heads": 4,
-    "patch_size": PATCH,
-    "spatial_merge_size": MERGE,
-    "temporal_patch_size": 2,
-    "num_position_embeddings": (SIDE // PATCH) ** 2,
+    "hidden_size": 96,
+    "intermediate_size": 288,
+    "num_heads": 3,
+    "patch_size": PATCHES.patch_size,
+    "spatial_merge_size": PATCHES.spatial_merge_size,
+    "temporal_patch_size": PATCHES.temporal_patch_size,
+    "num_position_embeddings": (SIDE // PATCHES.patch_size) ** 2,
     "deepstack_visual_indexes": [1, 2],
 }
 
 TEXT = {
-    "hidden_size": 192,
-    "intermediate_size": 512,
+    "hidden_size": 160,
+    "intermediate_size": 448,
     "num_hidden_layers": 4,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 3,
+    "num_attention_heads": 5,
+    "num_key_value_heads": 5,
     "head_dim": 32,
     "max_position_embeddings": 4096,
 }
@@ -53,6 +56,10 @@ ROPE = {
     "mrope_interleaved": True,
     "mrope_section": [6, 5, 5],
 }
+
+
+TABLE_DEVIATION = 0.08
+"""Of fresh embeddings of words and places."""
 
 
 def train_tokenizer() -> Qwen2Tokenizer:
@@ -112,9 +119,28 @@ def fresh_model(tokenizer: Qwen2Tokenizer, *, seed: int) -> Qwen3VLForConditiona
     with torch.random.fork_rng(devices=[]), quiet_loading():
         torch.manual_seed(seed)
         model = Qwen3VLForConditionalGeneration(config)
+        _draw_weights(model)
     model.generation_config.eos_token_id = ids["<|im_end|>"]
     model.generation_config.pad_token_id = ids["<|endoftext|>"]
     return model
+
+
+@torch.no_grad()
+def _draw_weights(model: Qwen3VLForConditionalGeneration) -> None:
+    """Matrices keep the size of what passes them; what is added to a residual begins small."""
+    for name, weight in model.named_parameters():
+        if weight.ndim < 2:
+            continue
+        is_table = "embed_tokens" in name or "pos_embed" in name
+        deviation = TABLE_DEVIATION if is_table else weight[0].numel() ** -0.5
+        weight.normal_(0, deviation * _residual_share(name))
+
+
+def _residual_share(name: str) -> float:
+    if "deepstack_merger_list" in name and "fc2" in name:
+        return 0.1
+    ends_block = "visual.blocks" in name and ("attn.proj" in name or "linear_fc2" in name)
+    return 0.5 if ends_block or "o_proj" in name or "down_proj" in name else 1.0
 
 
 def write_checkpoint(
@@ -127,11 +153,11 @@ def write_checkpoint(
         model.save_pretrained(directory)
     settings = {
         "size": {"shortest_edge": SIDE * SIDE, "longest_edge": SIDE * SIDE * NUM_FRAMES},
-        "patch_size": PATCH,
-        "temporal_patch_size": VISION["temporal_patch_size"],
-        "merge_size": MERGE,
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_std": [0.5, 0.5, 0.5],
+        "patch_size": PATCHES.patch_size,
+        "temporal_patch_size": PATCHES.temporal_patch_size,
+        "merge_size": PATCHES.spatial_merge_size,
+        "image_mean": [MEAN] * 3,
+        "image_std": [DEVIATION] * 3,
         "processor_class": "Qwen3VLProcessor",
         "video_processor_type": "Qwen3VLVideoProcessor",
     }

@@ -8,6 +8,7 @@ from examples.toyworld.scene import (
     APART,
     COLOURS,
     DIRECTIONS,
+    GLOW_FRAMES,
     LETTERS,
     LEVELS,
     NUM_FRAMES,
@@ -21,7 +22,7 @@ from examples.toyworld.scene import (
     nearest,
 )
 
-SPEEDS = {"still": (0.0, 0.0), "low": (0.6, 1.2), "high": (1.8, 2.8), "cuts": (0.8, 2.0)}
+SPEEDS = {"still": (0.0, 0.0), "low": (1.0, 1.6), "high": (2.0, 2.8), "cuts": (1.0, 2.2)}
 """Pixels per frame of what moves."""
 
 RADII = (10, 12)
@@ -32,6 +33,9 @@ IN_SIGHT = 0.5
 """Distance over the sum of the radii from which on most of the lower of two is in sight."""
 
 MIN_SEEN = 4
+LONG_SEEN = 2 * MIN_SEEN + GLOW_FRAMES
+"""Frames that a thing is there at least which changes its colour."""
+
 MIN_VIEW = 6
 FLASH_FRAMES = 3
 BOX = (14, 18)
@@ -41,7 +45,7 @@ PAN = (0.8, 1.6)
 PARALLAX = 0.4
 """What is near moves this share of the background's way more."""
 
-SHAKE = 2
+SHAKE = 1
 MOST_TRIES = 60
 
 
@@ -68,10 +72,10 @@ def draw_scene(seed: int, level: str | None = None) -> Scene:
 
 
 def _draw_cuts(rng: np.random.Generator) -> tuple[int, ...]:
-    """One to three cuts at any frames, odd ones too."""
+    """One or two cuts at any frames, odd ones too."""
     while True:
         places = np.arange(MIN_VIEW, NUM_FRAMES - MIN_VIEW + 1)
-        cuts = np.sort(rng.choice(places, int(rng.integers(1, 4)), replace=False))
+        cuts = np.sort(rng.choice(places, int(rng.integers(1, 3)), replace=False))
         if (np.diff(cuts) >= MIN_VIEW).all():
             return tuple(int(cut) for cut in cuts)
 
@@ -146,12 +150,12 @@ def _with_change(
     rng: np.random.Generator, movers: tuple[Mover, ...], colour: str
 ) -> tuple[Mover, ...]:
     """In half of the scenes one mover that is seen long enough takes another colour."""
-    long = [i for i, mover in enumerate(movers) if mover.stop - mover.start >= 2 * MIN_SEEN]
+    long = [i for i, mover in enumerate(movers) if mover.stop - mover.start >= LONG_SEEN]
     if not long or rng.random() < 0.5:
         return movers
     chosen = int(rng.choice(long))
     mover = movers[chosen]
-    at = int(rng.integers(mover.start + MIN_SEEN, mover.stop - MIN_SEEN + 1))
+    at = int(rng.integers(mover.start + MIN_SEEN, mover.stop - MIN_SEEN - GLOW_FRAMES + 1))
     changed = dataclasses.replace(mover, changes_at=at, then=colour)
     return (*movers[:chosen], changed, *movers[chosen + 1 :])
 

@@ -3,11 +3,12 @@
 The weights are those of a plain ``Qwen3VLForConditionalGeneration``; so are the logits, but for
 rounding. All videos have the same size, length and timestamps, and so one prompt. Questions follow
 it side by side under a block-diagonal mask: each sees the video and itself, and begins at the
-position at which it would stand alone. Attention is written out, because the backward pass of the
-fused one is slow on a CPU in bfloat16.
+position at which it would stand alone. Prompt and questions are held apart, so that no product of
+columns is formed that the mask would hide. Attention is written out, because the backward pass of
+the fused one is slow on a CPU in bfloat16.
 
 Dimension key: B videos, T token frames, N visual tokens and V patches of a frame, S DeepStack
-layers, D channels, Q questions of a video, A columns of a question, P of the prompt, L in all.
+layers, D channels, H heads, Q questions of a video, A columns of a question, P of the prompt.
 """
 
 from collections.abc import Sequence
@@ -19,13 +20,12 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, Qwen3VLForConditionalGeneration
 from transformers.models.qwen3_vl import modeling_qwen3_vl as qwen3_vl
 
+from examples.toyworld.checkpoint import DEVIATION, MEAN, PATCHES
 from examples.toyworld.scene import FRAMES_PER_SECOND, NUM_FRAMES, SIDE
 from pipeline.assemble import tokenized_stretch
 from pipeline.positions import frame_timestamps
 from pipeline.prefill import split_prompt
-from pipeline.preprocess import normalize, patchify
-from schemas.grid import PatchGeometry
-from schemas.manifest import ResolvedPreprocess
+from pipeline.preprocess import patchify
 
 NO_TARGET = -100
 
@@ -61,11 +61,11 @@ class Packed:
     targets: Tensor
 
 
-def prompt_of(tokenizer: PreTrainedTokenizerBase, patches: PatchGeometry) -> Prompt:
+def prompt_of(tokenizer: PreTrainedTokenizerBase) -> Prompt:
     """The prompt of any toy video with all its tokens."""
-    grid = patches.token_grid(NUM_FRAMES, SIDE, SIDE)
+    grid = PATCHES.token_grid(NUM_FRAMES, SIDE, SIDE)
     seconds = frame_timestamps(
-        np.arange(NUM_FRAMES), FRAMES_PER_SECOND, patches.temporal_patch_size
+        np.arange(NUM_FRAMES), FRAMES_PER_SECOND, PATCHES.temporal_patch_size
     )
     stretch = tokenized_stretch(grid, torch.arange(grid.num_tokens), seconds, tokenizer)
     before = torch.tensor(split_prompt(tokenizer, "", num_videos=1)[0])
@@ -111,7 +111,6 @@ class PackedForward:
     Args:
         model: in any floating type.
         prompt: of its tokenizer.
-        preprocess: mean and standard deviation of pixels.
         num_questions: Q.
         length: A.
     """
@@ -120,23 +119,16 @@ class PackedForward:
         self,
         model: Qwen3VLForConditionalGeneration,
         prompt: Prompt,
-        preprocess: ResolvedPreprocess,
         *,
         num_questions: int,
         length: int,
     ) -> None:
         self._model = model
         self._prompt = prompt
-        self._preprocess = preprocess
-        vision = model.config.vision_config
-        self._patches = PatchGeometry(
-            vision.patch_size, vision.temporal_patch_size, vision.spatial_merge_size
-        )
-        side = SIDE // vision.patch_size
+        side = SIDE // PATCHES.patch_size
         self._grid_thw = torch.tensor([[1, side, side]])
         question = torch.arange(length).repeat(num_questions) + prompt.next_position
-        self._positions_3L = torch.cat([prompt.position_ids, question.expand(3, -1)], dim=1)
-        self._hidden_LL = _hidden_columns(len(prompt.input_ids), num_questions, length)
+        self._question_positions = question.expand(3, -1)
 
     def visual_tokens(self, frames: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Embeddings ``(B, T*N, D)`` and S DeepStack layers of the same shape.
@@ -145,7 +137,8 @@ class PackedForward:
             frames: ``(B, NUM_FRAMES, SIDE, SIDE, 3)`` uint8.
         """
         tower = self._model.model.visual
-        rows = normalize(patchify(frames.flatten(0, 1), self._patches), self._preprocess)
+        rows = patchify(frames.flatten(0, 1), PATCHES) / 255
+        rows = (rows.flatten(1) - MEAN) / DEVIATION
         weight = tower.patch_embed.proj.weight
         x = torch.nn.functional.linear(
             rows.to(weight.dtype), weight.flatten(1), tower.patch_embed.proj.bias
@@ -176,27 +169,29 @@ class PackedForward:
             input_ids: ``(B, Q, A)``.
         """
         text = self._model.model.language_model
-        num_videos, num_questions, length = input_ids.shape
-        start = len(self._prompt.input_ids)
-        x = torch.cat(
-            [
-                text.embed_tokens(self._prompt.input_ids).expand(num_videos, -1, -1),
-                text.embed_tokens(input_ids.flatten(1)),
-            ],
-            dim=1,
-        )
+        prompt = text.embed_tokens(self._prompt.input_ids).expand(len(input_ids), -1, -1)
         columns = self._prompt.visual_columns
-        x = x.index_copy(1, columns, visual)
-        cos, sin = text.rotary_emb(x, self._positions_3L[:, None])
-        mask = torch.zeros(self._hidden_LL.shape, dtype=x.dtype)
-        mask.masked_fill_(self._hidden_LL, torch.finfo(x.dtype).min)
+        prompt = prompt.index_copy(1, columns, visual)
+        asked = text.embed_tokens(input_ids)
+        shape = asked.shape
+        asked = asked.flatten(1, 2)
+        prompt_turn, question_turn = (
+            text.rotary_emb(prompt, positions[:, None])
+            for positions in (self._prompt.position_ids, self._question_positions)
+        )
         for number, layer in enumerate(text.layers):
-            x = x + _text_attention(layer.self_attn, layer.input_layernorm(x), cos, sin, mask)
-            x = x + layer.mlp(layer.post_attention_layernorm(x))
+            attention = layer.self_attn
+            seen = _heads(attention, layer.input_layernorm(prompt), prompt_turn)
+            own = _heads(attention, layer.input_layernorm(asked), question_turn)
+            asked = asked + _joined(_question_attention(seen, own, shape[1]), attention)
+            asked = asked + layer.mlp(layer.post_attention_layernorm(asked))
+            if number == len(text.layers) - 1:
+                break
+            prompt = prompt + _joined(_prompt_attention(seen), attention)
+            prompt = prompt + layer.mlp(layer.post_attention_layernorm(prompt))
             if number < len(deepstack):
-                x = x.index_add(1, columns, deepstack[number])
-        answers = text.norm(x[:, start:])
-        return self._model.lm_head(answers).view(num_videos, num_questions, length, -1)
+                prompt = prompt.index_add(1, columns, deepstack[number])
+        return self._model.lm_head(text.norm(asked)).view(*shape[:3], -1)
 
     def _place_embeddings(self, tower: qwen3_vl.Qwen3VLVisionModel) -> Tensor:
         """Learnt embeddings of the patches' places, ``(V, D)``, interpolated as the tower does."""
@@ -211,21 +206,8 @@ class PackedForward:
         return (tower.pos_embed(indices) * weights[:, :, None]).sum(1)
 
 
-def _hidden_columns(start: int, num_questions: int, length: int) -> Tensor:
-    """``(L, L)`` bool: True where a column may not look at another."""
-    block = torch.arange(num_questions).repeat_interleave(length)
-    block = torch.cat([torch.full((start,), -1), block])
-    place = torch.arange(len(block))
-    is_earlier = place[:, None] >= place
-    is_shared = (block == -1) | (block[:, None] == block)
-    return ~(is_earlier & is_shared)
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None = None) -> Tensor:
-    scores = (q * scale) @ k.transpose(-1, -2)
-    if mask is not None:
-        scores = scores + mask
-    return torch.softmax(scores, dim=-1) @ v
+CHUNK = 136
+"""Columns of the prompt that look back together: a fourth of it."""
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -239,20 +221,65 @@ def _vision_attention(
     """Within each token frame; ``x`` is ``(B*T, V, D)``."""
     shape = (*x.shape[:2], 3, attention.num_heads, attention.head_dim)
     q, k, v = attention.qkv(x).view(shape).permute(2, 0, 3, 1, 4)
-    q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
-    mixed = _attend(q, k, v, attention.scaling)
+    q, k = _rotate(q, cos, sin) * attention.scaling, _rotate(k, cos, sin)
+    mixed = torch.softmax(q @ k.transpose(-1, -2), dim=-1) @ v
     return attention.proj(mixed.transpose(1, 2).flatten(2))
 
 
-def _text_attention(
-    attention: qwen3_vl.Qwen3VLTextAttention, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor
-) -> Tensor:
+@dataclass(frozen=True, slots=True, eq=False)
+class _Heads:
+    """Queries, keys and values ``(B, H, columns, head_dim)``, turned to their positions."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+
+
+def _heads(
+    attention: qwen3_vl.Qwen3VLTextAttention, x: Tensor, rotary: tuple[Tensor, Tensor]
+) -> _Heads:
+    """``x`` is ``(B, columns, D)``; cos and sin are ``(1, columns, head_dim)``."""
     shape = (*x.shape[:2], -1, attention.head_dim)
+    cos, sin = (each[:, None] for each in rotary)
     q = attention.q_norm(attention.q_proj(x).view(shape)).transpose(1, 2)
     k = attention.k_norm(attention.k_proj(x).view(shape)).transpose(1, 2)
     v = attention.v_proj(x).view(shape).transpose(1, 2)
-    q, k = _rotate(q, cos[:, None], sin[:, None]), _rotate(k, cos[:, None], sin[:, None])
     groups = attention.num_key_value_groups
-    k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-    mixed = _attend(q, k, v, attention.scaling, mask)
+    return _Heads(
+        _rotate(q, cos, sin) * attention.scaling,
+        _rotate(k, cos, sin).repeat_interleave(groups, dim=1),
+        v.repeat_interleave(groups, dim=1),
+    )
+
+
+def _prompt_attention(prompt: _Heads) -> Tensor:
+    """Each column of the prompt looks at itself and those before it; ``(B, H, P, head_dim)``."""
+    mixed = []
+    for start in range(0, prompt.q.shape[2], CHUNK):
+        q = prompt.q[:, :, start : start + CHUNK]
+        stop = start + q.shape[2]
+        hidden = torch.ones(q.shape[2], stop, dtype=torch.bool).triu(start + 1)
+        scores = q @ prompt.k[:, :, :stop].transpose(-1, -2)
+        scores = scores.masked_fill(hidden, torch.finfo(q.dtype).min)
+        mixed.append(torch.softmax(scores, dim=-1) @ prompt.v[:, :, :stop])
+    return torch.cat(mixed, dim=2)
+
+
+def _question_attention(prompt: _Heads, asked: _Heads, num_questions: int) -> Tensor:
+    """Each column of a question looks at the prompt and its own question up to itself.
+
+    ``(B, H, Q*A, head_dim)``.
+    """
+    apart = (num_questions, -1)
+    q, k, v = (each.unflatten(2, apart) for each in (asked.q, asked.k, asked.v))
+    hidden = torch.ones(q.shape[3], q.shape[3], dtype=torch.bool).triu(1)
+    own = (q @ k.transpose(-1, -2)).masked_fill(hidden, torch.finfo(q.dtype).min)
+    shared = asked.q @ prompt.k.transpose(-1, -2)
+    shares = torch.softmax(torch.cat([shared, own.flatten(2, 3)], dim=-1), dim=-1)
+    num_prompt = prompt.k.shape[2]
+    from_own = shares[..., num_prompt:].unflatten(2, apart) @ v
+    return shares[..., :num_prompt] @ prompt.v + from_own.flatten(2, 3)
+
+
+def _joined(mixed: Tensor, attention: qwen3_vl.Qwen3VLTextAttention) -> Tensor:
     return attention.o_proj(mixed.transpose(1, 2).flatten(2))

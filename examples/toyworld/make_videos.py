@@ -1,23 +1,33 @@
 """Write toy videos and the questions about them.
 
     python -m examples.toyworld.make_videos toy/ --videos 100
-    tokenreel build toy/videos --out toy/cache --model MODEL --fps 4
+    tokenreel build toy/videos --out toy/cache --model examples/toyworld/model --fps 4
+    tokenreel eval toy/questions.jsonl --cache toy/cache --model examples/toyworld/model --by kind
 
 ``toy/videos`` holds H.264 files, ``toy/questions.jsonl`` a line per question: video_id, kind,
-level, question, answer. Levels take turns; equal seeds give equal frames and questions.
+level, question, answer, and blind_answer, the likeliest to one who has not seen the video. Levels
+take turns; equal seeds give equal frames and questions. With ``--per-kind`` there are as many
+questions of every kind, and of every answer of a kind.
 """
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from examples.toyworld.draw import draw_scene
+from examples.toyworld.question_set import Asked, balanced, blind_answers
 from examples.toyworld.questions import ask
 from examples.toyworld.render import render
-from examples.toyworld.scene import FRAMES_PER_SECOND, LEVELS, Scene
+from examples.toyworld.scene import FIRST_SEEDS, FRAMES_PER_SECOND, LEVELS, Scene
 from pipeline.decode.clips import write_clip
 
 QUALITY = {"crf": "12"}
+
+
+def video_id(scene: Scene) -> str:
+    """Name of a scene's file."""
+    return f"toy_{scene.seed:07}.mp4"
 
 
 def write_video(scene: Scene, path: Path) -> None:
@@ -26,25 +36,32 @@ def write_video(scene: Scene, path: Path) -> None:
     write_clip(path, render(scene), fps=fps, codec="libx264", gop=fps, bframes=2, options=QUALITY)
 
 
-def write_world(folder: Path, *, num_videos: int, seed: int) -> int:
-    """Write videos of ``seed``, ``seed + 1`` ... and their questions; the number of questions."""
+def draw_scenes(part: str, count: int, *, skip: int = 0) -> list[Scene]:
+    """Scenes of one of ``FIRST_SEEDS``; levels take turns."""
+    first = FIRST_SEEDS[part] + skip
+    return [draw_scene(first + n, LEVELS[n % len(LEVELS)]) for n in range(count)]
+
+
+def write_world(folder: Path, scenes: Sequence[Scene], asked: Sequence[Asked]) -> None:
+    """Write the videos of scenes and the questions asked about them."""
     (folder / "videos").mkdir(parents=True, exist_ok=True)
-    lines = []
-    for number in range(num_videos):
-        scene = draw_scene(seed + number, LEVELS[number % len(LEVELS)])
-        video_id = f"toy_{scene.seed:06}.mp4"
-        write_video(scene, folder / "videos" / video_id)
-        for question in ask(scene):
-            record = {
-                "video_id": video_id,
-                "kind": question.kind,
-                "level": scene.level,
-                "question": question.text,
-                "answer": question.answer,
+    for scene in scenes:
+        write_video(scene, folder / "videos" / video_id(scene))
+    blind = blind_answers()
+    lines = [
+        json.dumps(
+            {
+                "video_id": video_id(each.scene),
+                "kind": each.question.kind,
+                "level": each.scene.level,
+                "question": each.question.text,
+                "answer": each.question.answer,
+                "blind_answer": blind.get(each.question.text, ""),
             }
-            lines.append(json.dumps(record))
+        )
+        for each in asked
+    ]
     (folder / "questions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return len(lines)
 
 
 def main() -> None:
@@ -52,10 +69,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="made where it is not there")
     parser.add_argument("--videos", type=int, default=20, help="how many (default 20)")
-    parser.add_argument("--seed", type=int, default=0, help="of the first video (default 0)")
+    parser.add_argument("--part", choices=FIRST_SEEDS, default="test", help="default test")
+    parser.add_argument("--skip", type=int, default=0, help="leave out the first so many")
+    parser.add_argument("--per-kind", type=int, help="balanced questions of each kind, at most")
     given = parser.parse_args()
-    count = write_world(given.folder, num_videos=given.videos, seed=given.seed)
-    print(f"{given.videos} videos and {count} questions in {given.folder}")
+    scenes = draw_scenes(given.part, given.videos, skip=given.skip)
+    if given.per_kind:
+        asked = balanced(scenes, per_kind=given.per_kind, seed=0)
+    else:
+        asked = [Asked(scene, question) for scene in scenes for question in ask(scene)]
+    write_world(given.folder, scenes, asked)
+    print(f"{len(scenes)} videos and {len(asked)} questions in {given.folder}")
 
 
 if __name__ == "__main__":

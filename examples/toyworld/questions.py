@@ -1,7 +1,8 @@
 """Questions about a scene with answers of one word.
 
 A thing is named by its shape or, as often, by its colour; a mover that changes colour is named by
-its shape only. Nothing is asked whose answer could be doubted.
+its shape only. Nothing is asked whose answer could be doubted: not where a still thing moves that
+the camera pans past, nor on which side one is that is in the middle.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,47 +16,70 @@ from examples.toyworld.scene import LETTERS, NUM_FRAMES, SIDE, Mover, Scene
 MIDLINE = 6.0
 """Pixels from the middle within which nobody asks on which side something is."""
 
+SMALL_PAN = 2
+"""Pixels that a camera's shake may move what is near."""
+
 CLEARLY = 4
 """Frames between two events of which one is called the first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One question: ``kind`` is one of ``KINDS``, ``answer`` one word."""
+    """One question.
+
+    Attributes:
+        kind: one of ``KINDS``.
+        text: its words, a space between any two.
+        answer: one word.
+        hints: for words of ``text`` that name a thing, what else that thing is: the colour of a
+            shape, the shape of a colour, what a letter did. For training only.
+    """
 
     kind: str
     text: str
     answer: str
+    hints: tuple[tuple[str, str], ...] = ()
 
 
 def ask(scene: Scene) -> list[Question]:
     """All questions that can be asked about a scene, in the order of ``KINDS``."""
     rng = np.random.default_rng((scene.seed, 2))
     return [
-        Question(kind, text, answer)
+        Question(kind, text, answer, tuple(hints))
         for kind, asked in _ASKERS.items()
-        for text, answer in asked(scene, rng)
+        for text, answer, *hints in asked(scene, rng)
     ]
 
 
-def _name(mover: Mover, rng: np.random.Generator) -> str:
-    by_shape = mover.then is not None or rng.random() < 0.5
-    return mover.shape if by_shape else mover.colour
+Hint = tuple[str, str]
+Asked = Iterator[tuple[str, str, *tuple[Hint, ...]]]
 
 
-Asked = Iterator[tuple[str, str]]
+def _by_shape(mover: Mover) -> Hint:
+    return mover.shape, mover.colour
+
+
+def _by_colour(mover: Mover) -> Hint:
+    return mover.colour, mover.shape
+
+
+def _named(mover: Mover, rng: np.random.Generator) -> Hint:
+    """Its name and what else it is."""
+    if mover.then is not None or rng.random() < 0.5:
+        return _by_shape(mover)
+    return _by_colour(mover)
 
 
 def _colour(scene: Scene, rng: np.random.Generator) -> Asked:
     for mover in scene.movers:
         if mover.then is None:
-            yield f"which colour has the {mover.shape} ?", mover.colour
+            yield f"which colour has the {mover.shape} ?", mover.colour, _by_shape(mover)
 
 
 def _shape(scene: Scene, rng: np.random.Generator) -> Asked:
     for mover in scene.movers:
         if mover.then is None:
-            yield f"which shape has the {mover.colour} thing ?", mover.shape
+            yield f"which shape has the {mover.colour} thing ?", mover.shape, _by_colour(mover)
 
 
 def _count(scene: Scene, rng: np.random.Generator) -> Asked:
@@ -63,31 +87,37 @@ def _count(scene: Scene, rng: np.random.Generator) -> Asked:
 
 
 def _direction(scene: Scene, rng: np.random.Generator) -> Asked:
+    is_panned = np.ptp(scene.camera.near[:, 0]) > SMALL_PAN
     for mover in scene.movers:
-        yield f"where does the {_name(mover, rng)} thing move ?", mover.direction
+        hint = _named(mover, rng)
+        if not (is_panned and mover.direction == "still"):
+            yield f"where does the {hint[0]} thing move ?", mover.direction, hint
 
 
 def _end(scene: Scene, rng: np.random.Generator) -> Asked:
     for mover in scene.movers:
+        hint = _named(mover, rng)
         last = mover.centres[mover.stop - 1] + scene.camera.near[mover.stop - 1] - SIDE / 2
         if np.abs(last).min() >= MIDLINE:
             side = ("top" if last[1] < 0 else "bottom") + ("left" if last[0] < 0 else "right")
-            yield f"where is the {_name(mover, rng)} thing last ?", side
+            yield f"where is the {hint[0]} thing last ?", side, hint
 
 
 def _first(scene: Scene, rng: np.random.Generator) -> Asked:
     for one, other in combinations(scene.movers, 2):
         if abs(one.start - other.start) >= CLEARLY:
             pair = [one, other] if rng.random() < 0.5 else [other, one]
+            names = [_by_shape(mover) for mover in pair]
             earlier = min(pair, key=lambda mover: mover.start)
-            yield f"which came first , {pair[0].shape} or {pair[1].shape} ?", earlier.shape
+            yield f"which came first , {names[0][0]} or {names[1][0]} ?", earlier.shape, *names
 
 
 def _touch(scene: Scene, rng: np.random.Generator) -> Asked:
-    for one, other, is_touching in scene.meetings():
-        pair = [one, other] if rng.random() < 0.5 else [other, one]
-        names = [_name(mover, rng) for mover in pair]
-        yield f"do {names[0]} and {names[1]} touch ?", "yes" if is_touching else "no"
+    touching = {mover.shape for *pair, does in scene.meetings() if does for mover in pair}
+    for mover in scene.movers:
+        hint = _named(mover, rng)
+        answer = "yes" if mover.shape in touching else "no"
+        yield f"does the {hint[0]} thing touch another ?", answer, hint
 
 
 def _letter(scene: Scene, rng: np.random.Generator) -> Asked:
@@ -101,14 +131,15 @@ def _when(scene: Scene, rng: np.random.Generator) -> Asked:
         share = (flash.start + flash.stop) / 2 / NUM_FRAMES * 3
         if abs(share - round(share)) * NUM_FRAMES / 3 >= 1 or round(share) in (0, 3):
             part = ("start", "middle", "end")[min(int(share), 2)]
-            yield f"when did {flash.letter} flash ?", part
+            yield f"when did {flash.letter} flash ?", part, (flash.letter, part)
 
 
 def _flashed(scene: Scene, rng: np.random.Generator) -> Asked:
-    seen = {flash.letter for flash in scene.flashes}
+    seen = [flash.letter for flash in scene.flashes]
     absent = [letter for letter in LETTERS if letter not in seen]
     for letter in [*seen, *rng.permutation(absent)[: max(1, len(seen))]]:
-        yield f"did {letter} flash ?", "yes" if letter in seen else "no"
+        answer = "yes" if letter in seen else "no"
+        yield f"did {letter} flash ?", answer, (letter, answer)
 
 
 def _scenes(scene: Scene, rng: np.random.Generator) -> Asked:

@@ -14,6 +14,9 @@ SIDE = 96
 NUM_FRAMES = 24
 FRAMES_PER_SECOND = 4.0
 
+FIRST_SEEDS = {"test": 0, "validation": 1_000_000, "train": 2_000_000}
+"""Seeds of a part begin here; no part comes near the next but training, which is the last."""
+
 LEVELS = ("still", "low", "high", "cuts")
 COLOURS = {
     "red": (225, 35, 35),
@@ -26,10 +29,13 @@ COLOURS = {
     "pink": (255, 130, 190),
 }
 SHAPES = ("circle", "square", "triangle", "cross", "ring", "diamond")
+GLOW, GLOW_FRAMES = (255, 255, 255), 3
+"""What a thing looks like that is about to change its colour, and for how long."""
+
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1), "still": (0, 0)}
 LETTERS = ("A", "C", "E", "H", "L", "T", "X", "Z")
 
-TOUCHING, APART = 0.8, 1.25
+TOUCHING, APART = 0.75, 1.3
 """Distance over the sum of the radii: two that meet come as near as the first, or stay as far as
 the second; nothing lies between."""
 
@@ -38,8 +44,8 @@ the second; nothing lies between."""
 class Mover:
     """A coloured shape that moves straight on while it is there.
 
-    ``centres`` is ``(NUM_FRAMES, 2)`` x, y; NaN while it is away. From ``changes_at`` on it has the
-    colour ``then``; both None: it keeps its own.
+    ``centres`` is ``(NUM_FRAMES, 2)`` x, y; NaN while it is away. At ``changes_at`` it glows white
+    for ``GLOW_FRAMES`` and then has the colour ``then``; both None: it keeps its own.
     """
 
     shape: str
@@ -52,10 +58,10 @@ class Mover:
     changes_at: int | None = None
     then: str | None = None
 
-    def colour_at(self, frame: int) -> str:
+    def rgb_at(self, frame: int) -> tuple[int, int, int]:
         if self.changes_at is None or self.then is None or frame < self.changes_at:
-            return self.colour
-        return self.then
+            return COLOURS[self.colour]
+        return GLOW if frame < self.changes_at + GLOW_FRAMES else COLOURS[self.then]
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,10 +24,6 @@ LENGTH = 16
 def parts(tmp_path_factory):
     tokenizer = train_tokenizer()
     model = fresh_model(tokenizer, seed=1).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(4)
     directory = tmp_path_factory.mktemp("toy") / "model"
     write_checkpoint(directory, model, tokenizer)
     encoder = load_encoder(EncoderConfig(model=str(directory), device="cpu"))
@@ -40,8 +36,7 @@ def frames():
 
 
 def packed_forward(tokenizer, model, encoder):
-    prompt = prompt_of(tokenizer, encoder.patches)
-    return PackedForward(model, prompt, encoder.preprocess, num_questions=2, length=LENGTH)
+    return PackedForward(model, prompt_of(tokenizer), num_questions=2, length=LENGTH)
 
 
 @torch.inference_mode()
@@ -66,7 +61,7 @@ def test_logits_are_those_of_the_plain_model_on_pixels_for_each_question_alone(p
         for q, (question, answer) in enumerate(pairs):
             text = split_prompt(tokenizer, question, num_videos=1)[1]
             length = len(text) + 1
-            prompt = prompt_of(tokenizer, encoder.patches).input_ids
+            prompt = prompt_of(tokenizer).input_ids
             ids = torch.cat([prompt, packed.input_ids[b, q, :length]])[None]
             own = model(**model_inputs([clip], ids)).logits[0, -length:]
             assert own.std() > 0.3, "logits must vary, or the comparison proves nothing"

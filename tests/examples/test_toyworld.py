@@ -90,8 +90,8 @@ def test_a_change_is_seen_in_the_pixels_of_the_shape_that_is_named():
             before = patch(scene, frames, mover, mover.start)
             after = patch(scene, frames, mover, mover.stop - 1)
             if before is not None and after is not None and len(scene.movers) == 1:
-                assert np.abs(before - COLOURS[mover.colour]).mean() < 30
-                assert np.abs(after - COLOURS[mover.then]).mean() < 30
+                assert np.abs(np.median(before, axis=0) - COLOURS[mover.colour]).max() < 30
+                assert np.abs(np.median(after, axis=0) - COLOURS[mover.then]).max() < 30
                 checked += 1
     assert checked >= 5
 
@@ -102,9 +102,9 @@ def test_things_touch_where_their_masks_overlap_and_only_there():
             together = ~np.isnan(one.centres[:, 0]) & ~np.isnan(other.centres[:, 0])
             gaps = np.linalg.norm(one.centres - other.centres, axis=1)[together]
             if is_touching:
-                assert gaps.min() <= 0.8 * (one.radius + other.radius)
+                assert gaps.min() <= 0.75 * (one.radius + other.radius)
             else:
-                assert gaps.min() >= 1.25 * (one.radius + other.radius)
+                assert gaps.min() >= 1.3 * (one.radius + other.radius)
 
 
 def test_letters_are_asked_in_the_order_in_which_they_flash():

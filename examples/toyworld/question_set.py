@@ -1,0 +1,57 @@
+"""Questions to be judged by: kinds and answers alike often, and what is known without looking."""
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from examples.toyworld.draw import draw_scene
+from examples.toyworld.questions import Question, ask
+from examples.toyworld.scene import FIRST_SEEDS, LEVELS, Scene
+
+READ_SCENES = 3000
+"""Scenes from which it is learnt what a question's words tell about its answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One question about one scene."""
+
+    scene: Scene
+    question: Question
+
+
+def balanced(scenes: Sequence[Scene], *, per_kind: int, seed: int) -> list[Asked]:
+    """Choose questions: of each kind as many, and of each of its answers as many.
+
+    An answer that the scenes give too seldom sets the number for its kind, so that a kind may have
+    fewer than ``per_kind`` questions. The order is that of the scenes.
+    """
+    rng = np.random.default_rng(seed)
+    found: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    asked = [Asked(scene, question) for scene in scenes for question in ask(scene)]
+    for place, each in enumerate(asked):
+        found[each.question.kind][each.question.answer].append(place)
+    chosen: list[int] = []
+    for answers in found.values():
+        fair = -(-per_kind // len(answers))
+        count = min(fair, *(len(places) for places in answers.values()))
+        for places in answers.values():
+            chosen += rng.choice(places, count, replace=False).tolist()
+    return [asked[place] for place in sorted(chosen)]
+
+
+def blind_answers() -> Mapping[str, str]:
+    """The likeliest answer to each text, if all answers of a kind are alike often."""
+    first = FIRST_SEEDS["validation"]
+    questions = [
+        question
+        for number in range(READ_SCENES)
+        for question in ask(draw_scene(first + number, LEVELS[number % len(LEVELS)]))
+    ]
+    common = Counter((question.kind, question.answer) for question in questions)
+    weights: dict[str, Counter[str]] = defaultdict(Counter)
+    for question in questions:
+        weights[question.text][question.answer] += 1 / common[question.kind, question.answer]
+    return {text: max(answers, key=lambda a: answers[a]) for text, answers in weights.items()}
