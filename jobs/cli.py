@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from jobs import build_verbs, cache_verbs, import_verbs, method_verbs
+from jobs import build_verbs, cache_verbs, eval_verbs, import_verbs, method_verbs
 from schemas.errors import TokenreelError
 
 VERBS = (
@@ -23,6 +23,7 @@ VERBS = (
     cache_verbs.query,
     cache_verbs.show,
     cache_verbs.ask,
+    eval_verbs.evaluate,
     cache_verbs.verify,
     cache_verbs.compact,
     build_verbs.demo,

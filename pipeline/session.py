@@ -3,7 +3,7 @@
 import copy
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -48,6 +48,10 @@ class Session:
         if not self._videos:
             raise PrefillError("a session needs at least one video, got none")
 
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return self._tokenizer
+
     def ask(
         self,
         question: str,
@@ -75,20 +79,59 @@ class Session:
         Shorter questions are padded between the prefix and the question. Models whose KV cache
         holds more than keys and values (linear attention) are asked one question at a time.
         """
+        answers: list[str] = []
+        for batch in self._batches(questions, system, batch_size):
+            past = copy.deepcopy(self._prefix(batch[0]))
+            answers += self._generate(batch, past, max_new_tokens, generation_config)
+        return answers
+
+    def next_logits(
+        self, questions: Sequence[str], *, system: str | None = None, batch_size: int = 8
+    ) -> Tensor:
+        """What the model would say first to each question: one forward per batch, no sampling.
+
+        Args:
+            questions: Q of them; shorter ones are padded as in ``ask_many``.
+            system: system text before the video.
+            batch_size: questions in one forward; each holds a copy of the video's KV cache.
+
+        Returns:
+            ``(Q, vocabulary)`` float32 on the CPU, before any processing by a generation config.
+        """
+        vocabulary = self._model.config.get_text_config().vocab_size
+        found = [torch.empty(0, vocabulary)]
+        for batch in self._batches(questions, system, batch_size):
+            past = copy.deepcopy(self._prefix(batch[0]))
+            if len(batch) > 1:
+                past.batch_repeat_interleave(len(batch))
+            input_ids, attention_mask, position_ids = _padded(batch, self._pad_id())
+            start, device = batch[0].prefix_length, self._model.device
+            with torch.inference_mode():
+                output = self._model(
+                    input_ids=input_ids[:, start:].to(device),
+                    attention_mask=attention_mask.to(device),
+                    position_ids=position_ids[..., start:].to(device),
+                    past_key_values=past,
+                    use_cache=True,
+                    logits_to_keep=1,
+                )
+            found.append(output.logits[:, -1].float().cpu())
+        return torch.cat(found)
+
+    def _batches(
+        self, questions: Sequence[str], system: str | None, batch_size: int
+    ) -> Iterator[list[PrefillInputs]]:
+        """Prompts of at most ``batch_size`` questions each, in their order."""
         if isinstance(questions, str):
-            raise PrefillError("ask_many takes a list of questions, got one text; use ask")
+            raise PrefillError("expected a list of questions, got one text; use ask, or a list")
         if batch_size < 1:
             raise PrefillError(f"batch_size = {batch_size} is not possible: expected at least 1")
         prompts = [self._inputs(question, system) for question in questions]
         if not prompts:
-            return []
+            return
         size = batch_size if _is_plain(self._prefix(prompts[0])) else 1
-        answers: list[str] = []
         for first in range(0, len(prompts), size):
-            batch = prompts[first : first + size]
-            past = copy.deepcopy(self._prefix(batch[0]))
-            answers += self._generate(batch, past, max_new_tokens, generation_config)
-        return answers
+            yield prompts[first : first + size]
 
     def _inputs(self, question: str, system: str | None) -> PrefillInputs:
         return build_prefill(self._videos, self._tokenizer, question, system=system)

@@ -15,7 +15,7 @@ DEMO_BUILD = ("build", "{root}/videos", "--out", "{root}/c", "--model", "{root}/
 
 VERBS = (
     *("plan", "build", "submit", "methods", "import-sttm"),
-    *("status", "query", "show", "ask", "verify", "compact", "demo"),
+    *("status", "query", "show", "ask", "eval", "verify", "compact", "demo"),
 )
 
 
@@ -49,6 +49,14 @@ def test_the_flags_of_build_are_frozen():
         "--address --budget --config --cpus-per-worker --decoder --device --dtype --encoding --fps "
         "--fusion --gpus-per-worker --json --limit --max-failures --max-frames --model --out "
         "--retry-failed --runner --threshold --window --workers"
+    )
+
+
+def test_the_flags_of_eval_are_frozen():
+    flags = {option for p in cli.commands["eval"].params for option in p.opts if option[0] == "-"}
+    assert " ".join(sorted(flags)) == (
+        "--batch-size --budget --by --cache --device --json --layout --max-new-tokens --model "
+        "--out --skip-missing --system --threshold"
     )
 
 

@@ -68,6 +68,39 @@ def test_questions_of_different_length_in_one_batch_get_the_answers_they_get_alo
     assert session.ask_many([]) == []
 
 
+def fresh_logits(model, tokenizer, video, question, system=None):
+    """Logits of the first token of the answer, without any reuse."""
+    inputs = build_prefill([video], tokenizer, question, system=system)
+    with torch.inference_mode():
+        return model(**inputs).logits[0, -1]
+
+
+def test_next_logits_of_a_batch_are_those_of_each_question_alone(tiny_model, clip, video):
+    tokenizer = clip.encoder.tokenizer
+    session = Session(tiny_model, tokenizer, video)
+    with PrefillCounter(tiny_model) as prefills:
+        found = session.next_logits(QUESTIONS, system="Be brief.")
+        in_parts = session.next_logits(QUESTIONS, system="Be brief.", batch_size=2)
+    assert prefills.count == 1
+    expected = torch.stack(
+        [fresh_logits(tiny_model, tokenizer, video, text, "Be brief.") for text in QUESTIONS]
+    )
+    scale = expected.std()
+    assert found.shape == (3, tiny_model.config.text_config.vocab_size)
+    assert float((found - expected).abs().max() / scale) < 1e-5
+    assert float((in_parts - expected).abs().max() / scale) < 1e-5
+    assert float((expected[0] - expected[1]).abs().max() / scale) > 0.1, "or nothing is proven"
+    assert session.next_logits([]).shape == (0, found.shape[1])
+
+
+def test_the_first_token_of_an_answer_is_where_next_logits_are_highest(tiny_model, clip, video):
+    tokenizer = clip.encoder.tokenizer
+    session = Session(tiny_model, tokenizer, video)
+    best = session.next_logits(QUESTIONS).argmax(dim=1)
+    firsts = [tokenizer.decode(token, skip_special_tokens=True) for token in best]
+    assert session.ask_many(QUESTIONS, max_new_tokens=1) == firsts
+
+
 def test_another_prompt_head_gets_a_prefix_of_its_own(tiny_model, clip, video):
     tokenizer = clip.encoder.tokenizer
     session = Session(tiny_model, tokenizer, video)
@@ -121,6 +154,9 @@ def test_a_kv_cache_that_can_only_be_copied_serves_a_session(clip):
     session = Session(model, tokenizer, video)
     assert [session.ask(text, max_new_tokens=10) for text in QUESTIONS] == expected
     assert session.ask_many(QUESTIONS, max_new_tokens=10) == expected
+    logits = torch.stack([fresh_logits(model, tokenizer, video, text) for text in QUESTIONS])
+    found = session.next_logits(QUESTIONS)
+    assert float((found - logits).abs().max() / logits.std()) < 1e-5
     inputs = build_prefill([video], tokenizer, "Who?")
     with torch.inference_mode():
         past = model(**inputs, use_cache=True).past_key_values
@@ -166,3 +202,5 @@ def test_an_unsuitable_model_and_an_empty_session_are_refused(tiny_model, clip, 
         Session(tiny_model, clip.encoder.tokenizer, video).ask_many(["Who?"], batch_size=0)
     with pytest.raises(PrefillError, match="got one text"):
         Session(tiny_model, clip.encoder.tokenizer, video).ask_many("Who?")
+    with pytest.raises(PrefillError, match="got one text"):
+        Session(tiny_model, clip.encoder.tokenizer, video).next_logits("Who?")

@@ -1,0 +1,245 @@
+"""Questions with known answers, asked of a cache at several budgets; a run that stops goes on."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from jobs.eval_progress import EvalProgress
+from pipeline.cache import TokenCache, open_cache
+from pipeline.encoders.checkpoint import locate_checkpoint
+from pipeline.encoders.language_model import load_language_model, load_matching_tokenizer
+from pipeline.evaluation.answers import DEFAULT_MANNER, Manner
+from pipeline.evaluation.identity import digest_checkpoint, digest_questions
+from pipeline.evaluation.intervals import CONFIDENCE, RESAMPLES
+from pipeline.evaluation.journal import Journal
+from pipeline.evaluation.naming import match_videos
+from pipeline.evaluation.questions import Question, read_questions
+from pipeline.evaluation.readings import Reading, all_readings, answer_readings
+from pipeline.evaluation.report import EvalReport, check_columns, summarize
+from pipeline.storage import Location
+from schemas.errors import ConfigError, VideoNotCachedError
+
+RESULTS_NAME = "results.json"
+
+SHOWN = 3
+"""Missing videos that a message names."""
+
+SEED = 0
+"""Of the bootstrap."""
+
+Todo = Mapping[str, Mapping[Reading, Sequence[Question]]]
+"""Questions without an answer, by video and reading."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The model that answers: its name, its revision on the hub, and where it lies."""
+
+    name: str
+    revision: str | None
+    directory: Path
+
+
+def evaluate(
+    files: Sequence[Path],
+    location: Location,
+    *,
+    model: str | None = None,
+    budgets: Sequence[float | int] = (),
+    thresholds: Sequence[float] = (),
+    by: Sequence[str] = (),
+    layout: str = "auto",
+    skip_missing: bool = False,
+    out: Path | None = None,
+    device: str = "auto",
+    manner: Manner = DEFAULT_MANNER,
+    progress_style: str = "auto",
+    say: Callable[[str], None] = lambda line: None,
+) -> EvalReport:
+    """Ask every question of the full cache and of each budget and threshold, and score.
+
+    Answers go to ``answers.jsonl`` in ``out`` after each video; with the same arguments a later
+    call goes on from them, and further budgets and thresholds join them. ``results.json`` beside
+    it holds the report.
+
+    Args:
+        files: questions, see ``read_questions``.
+        location: of the cache, as ``open_cache`` takes it.
+        model: checkpoint; the one named by the cache's manifest by default.
+        budgets: counts or fractions of tokens, each a setting.
+        thresholds: lower thresholds than the build's, each a setting.
+        by: columns of the questions to break results down by.
+        layout: of the files, or "auto".
+        skip_missing: leave questions out whose video is not in the cache.
+        out: folder of the answers; for one file by default the one named like it, ending in
+            ``.eval``, beside it.
+        device: "auto" takes CUDA when there is any.
+        manner: how questions are asked.
+        progress_style: "auto", "json" or "none".
+        say: takes remarks.
+
+    Raises:
+        ConfigError: questions, columns or an ``out`` that cannot be used; the message says why.
+        VideoNotCachedError: videos that are not in the cache, without ``skip_missing``.
+        BudgetError: the cache cannot serve a budget or threshold.
+        ModelError: the checkpoint cannot be loaded, or is not the one that made the cache.
+    """
+    started = time.monotonic()
+    folder = out or _default_out(files)
+    written = read_questions(files, layout=layout)
+    check_columns(written, by)
+    cache = open_cache(location)
+    questions, missing = _cached_questions(written, cache, skip_missing=skip_missing)
+    _tell(written, questions, missing, say)
+    readings = all_readings(budgets, thresholds)
+    for reading in readings:
+        reading.load(cache, questions[0].video_id)
+    checkpoint = find_checkpoint(cache, model)
+    depends_on = {
+        "questions": digest_questions(written),
+        "cache": cache.fingerprint,
+        "model": digest_checkpoint(checkpoint.directory),
+        "system": manner.system,
+        "max_new_tokens": manner.max_new_tokens,
+    }
+    with Journal(folder, depends_on) as journal:
+        todo = unanswered(questions, readings, cache, journal)
+        if todo:
+            _answer(todo, cache, checkpoint, journal, device, manner, progress_style)
+        answers = [
+            [journal.answer(each.name, q.question_id) for q in questions] for each in readings
+        ]
+    num_new = sum(len(asked) for by_reading in todo.values() for asked in by_reading.values())
+    about = {
+        "questions": [str(path) for path in files],
+        "cache": cache.storage.location,
+        "model": checkpoint.name,
+        "missing_videos": list(missing),
+        "confidence": CONFIDENCE,
+        "resamples": RESAMPLES,
+        "seed": SEED,
+        "depends_on": depends_on,
+    }
+    report = EvalReport(summarize(questions, answers, by=by, seed=SEED), about)
+    _write_whole(folder / RESULTS_NAME, json.dumps(report.to_json(), indent=2) + "\n")
+    say(
+        f"{num_new} answers in {time.monotonic() - started:.1f} s, "
+        f"{len(questions) * len(readings) - num_new} were there before; {RESULTS_NAME} in {folder}"
+    )
+    return report
+
+
+def find_checkpoint(cache: TokenCache, model: str | None) -> Checkpoint:
+    """The checkpoint to ask: ``model``, or the one that the cache's manifest names.
+
+    Raises:
+        ConfigError: neither says.
+        ModelError: it cannot be found.
+    """
+    about = cache.manifest.about
+    name = model or about.get("model")
+    if not name:
+        raise ConfigError(
+            f"{cache.storage.location} does not say which model made it; give --model"
+        )
+    revision = about.get("revision") or None if name == about.get("model") else None
+    return Checkpoint(name, revision, locate_checkpoint(name, revision))
+
+
+def unanswered(
+    questions: Sequence[Question],
+    readings: Sequence[Reading],
+    cache: TokenCache,
+    journal: Journal,
+) -> Todo:
+    """The questions to ask, by video and reading; a video encoded anew is asked again."""
+    todo: dict[str, dict[Reading, list[Question]]] = {}
+    keys = {each.video_id: cache.row(each.video_id).key for each in questions}
+    for question in questions:
+        for reading in readings:
+            found = journal.find(reading.name, question.question_id)
+            if found is None or found.video_key != keys[question.video_id]:
+                by_reading = todo.setdefault(question.video_id, {})
+                by_reading.setdefault(reading, []).append(question)
+    return todo
+
+
+def _answer(
+    todo: Todo,
+    cache: TokenCache,
+    checkpoint: Checkpoint,
+    journal: Journal,
+    device: str,
+    manner: Manner,
+    progress_style: str,
+) -> None:
+    encoder = cache.manifest.encoder
+    directory = str(checkpoint.directory)
+    model = load_language_model(directory, encoder, device=device)
+    tokenizer = load_matching_tokenizer(directory, encoder)
+    progress = EvalProgress(len(todo), style=progress_style)
+    try:
+        for video_id, asked in todo.items():
+            journal.add(answer_readings(model, tokenizer, cache, video_id, asked, manner))
+            progress.note(video_id)
+    finally:
+        progress.close()
+
+
+def _default_out(files: Sequence[Path]) -> Path:
+    if len(files) > 1:
+        raise ConfigError("several question files have no folder of their own; give --out")
+    return files[0].with_suffix(".eval")
+
+
+def _cached_questions(
+    questions: Sequence[Question], cache: TokenCache, *, skip_missing: bool
+) -> tuple[list[Question], tuple[str, ...]]:
+    """The questions about cached videos, by the cache's ids, and the videos that are missing."""
+    matched = match_videos([question.video_id for question in questions], cache)
+    found = [
+        replace(question, video_id=matched.video_ids[question.video_id])
+        for question in questions
+        if question.video_id in matched.video_ids
+    ]
+    if matched.missing and not (skip_missing and found):
+        shown = ", ".join(map(repr, matched.missing[:SHOWN]))
+        more = f" and {len(matched.missing) - SHOWN} more" if len(matched.missing) > SHOWN else ""
+        advice = "--skip-missing leaves their questions out" if found else "is it the right cache?"
+        raise VideoNotCachedError(
+            f"{len(matched.missing)} of {len(matched.missing) + len(matched.video_ids)} videos of "
+            f"the questions are not in {cache.storage.location}, or failed: {shown}{more}; {advice}"
+        )
+    return found, matched.missing
+
+
+def _tell(
+    written: Sequence[Question],
+    questions: Sequence[Question],
+    missing: Sequence[str],
+    say: Callable[[str], None],
+) -> None:
+    if missing:
+        say(
+            f"left out {len(written) - len(questions)} of {len(written)} questions: "
+            f"{len(missing)} videos are not cached"
+        )
+    partial = sum(question.columns.get("start") is not None for question in questions)
+    if partial:
+        say(
+            f"{partial} questions are about a part of their video (start, end) and are asked of "
+            "all that is cached under its name"
+        )
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Write a file so that it is there whole or as it was."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}") from error

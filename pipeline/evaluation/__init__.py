@@ -1,0 +1,1 @@
+"""Questions whose answers are known, asked of cached videos at several budgets, and scored."""

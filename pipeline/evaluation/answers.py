@@ -1,0 +1,132 @@
+"""Answers to questions with options and to short ones, and what is kept of each."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from pipeline.evaluation.questions import Question
+from pipeline.evaluation.records import FULL, Answered
+from pipeline.evaluation.scoring import is_right
+from pipeline.session import Session
+from pipeline.store.video import CachedVideo
+from schemas.errors import ModelError
+
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How questions are asked.
+
+    Attributes:
+        system: system text before the video.
+        max_new_tokens: of a short answer.
+        batch_size: questions asked at once; each holds a copy of the video's KV cache.
+    """
+
+    system: str | None = None
+    max_new_tokens: int = 16
+    batch_size: int = 8
+
+
+DEFAULT_MANNER = Manner()
+
+
+def answer_questions(
+    session: Session,
+    questions: Sequence[Question],
+    manner: Manner = DEFAULT_MANNER,
+) -> list[str]:
+    """Answer questions about a session's video, in their order; its KV cache is computed once.
+
+    With options the answer is the letter with the highest logit where the answer begins, the
+    first one at a tie; without options it is generated, greedily.
+
+    Args:
+        session: of one video at one budget.
+        questions: about this video.
+        manner: how they are asked.
+
+    Raises:
+        ModelError: the tokenizer writes an option's letter with more than one token.
+    """
+    with_options = [question for question in questions if question.options]
+    letters = iter(_choose(session, with_options, manner))
+    texts = iter(
+        session.ask_many(
+            [question.prompt for question in questions if not question.options],
+            system=manner.system,
+            max_new_tokens=manner.max_new_tokens,
+            batch_size=manner.batch_size,
+        )
+    )
+    return [next(letters if question.options else texts) for question in questions]
+
+
+def answer_video(
+    session: Session,
+    video: CachedVideo,
+    questions: Sequence[Question],
+    *,
+    setting: str = FULL,
+    manner: Manner = DEFAULT_MANNER,
+) -> list[Answered]:
+    """``answer_questions``, scored, with what was read of the video.
+
+    Args:
+        session: of ``video`` alone.
+        video: as it was loaded, or as it was fused in memory.
+        questions: about it.
+        setting: name of this reading.
+        manner: how they are asked.
+
+    Raises:
+        ModelError: as ``answer_questions``.
+    """
+    answers = answer_questions(session, questions, manner)
+    return [
+        Answered(
+            question_id=question.question_id,
+            setting=setting,
+            video_id=video.video_id,
+            video_key=video.key,
+            answer=answer,
+            is_right=is_right(question, answer),
+            num_tokens=video.num_tokens,
+            tokens_before=video.grid.num_tokens,
+        )
+        for question, answer in zip(questions, answers, strict=True)
+    ]
+
+
+def letter_tokens(tokenizer: PreTrainedTokenizerBase, letters: str) -> dict[str, int]:
+    """The id of each letter's token.
+
+    Raises:
+        ModelError: a letter is not one token of its own.
+    """
+    found = {}
+    for letter in letters:
+        ids = tokenizer(letter, add_special_tokens=False)["input_ids"]
+        if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
+            raise ModelError(
+                f"the tokenizer {tokenizer.name_or_path!r} writes the letter {letter!r} as the ids "
+                f"{list(ids)}, and options are told apart by one token each; ask without options"
+            )
+        found[letter] = int(ids[0])
+    return found
+
+
+def _choose(session: Session, questions: Sequence[Question], manner: Manner) -> list[str]:
+    """The letter with the highest logit for each question."""
+    most = max((question.letters for question in questions), key=len, default="")
+    tokens = letter_tokens(session.tokenizer, most)
+    logits_QV = session.next_logits(
+        [question.prompt for question in questions],
+        system=manner.system,
+        batch_size=manner.batch_size,
+    )
+    chosen = []
+    for question, logits_V in zip(questions, logits_QV, strict=True):
+        columns = [tokens[letter] for letter in question.letters]
+        chosen.append(question.letters[int(logits_V[columns].argmax())])
+    return chosen

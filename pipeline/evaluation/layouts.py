@@ -1,0 +1,148 @@
+"""How question files name things: our own, and the annotations of four public benchmarks."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from pipeline.evaluation.rows import Row
+from schemas.errors import ConfigError
+
+NUM_OPTION_COLUMNS = 5
+"""Of LongVideoBench's Parquet files."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Keys of one kind of annotation file.
+
+    Attributes:
+        name: as ``--layout`` takes it.
+        video: keys that may name the video; the first that is there does.
+        options: key of the list of options.
+        answer: key of the right answer.
+        answer_is: "letter", "text", "index" (from 0), or "either" of letter and text.
+        question_id: key of the question's own id, "" where there is none.
+        signs: keys that a row of this layout has.
+        strange: keys that it never has.
+        needs_options: every question has options.
+        names_task: the file's name is a column, ``task``.
+    """
+
+    name: str
+    video: tuple[str, ...]
+    options: str
+    answer: str
+    answer_is: str
+    question_id: str
+    signs: frozenset[str]
+    strange: frozenset[str] = frozenset()
+    needs_options: bool = True
+    names_task: bool = False
+
+
+TOKENREEL = Layout(
+    name="tokenreel",
+    video=("video_id",),
+    options="options",
+    answer="answer",
+    answer_is="either",
+    question_id="question_id",
+    signs=frozenset({"video_id", "question"}),
+    strange=frozenset({"videoID", "candidates", "correct_choice"}),
+    needs_options=False,
+)
+VIDEO_MME = Layout(
+    name="video-mme",
+    video=("videoID", "video_id"),
+    options="options",
+    answer="answer",
+    answer_is="letter",
+    question_id="question_id",
+    signs=frozenset({"videoID", "options"}),
+)
+MVBENCH = Layout(
+    name="mvbench",
+    video=("video",),
+    options="candidates",
+    answer="answer",
+    answer_is="text",
+    question_id="",
+    signs=frozenset({"video", "candidates"}),
+    strange=frozenset({"question_type"}),
+    names_task=True,
+)
+MLVU = Layout(
+    name="mlvu",
+    video=("video",),
+    options="candidates",
+    answer="answer",
+    answer_is="text",
+    question_id="",
+    signs=frozenset({"video", "question_type"}),
+)
+LONGVIDEOBENCH = Layout(
+    name="longvideobench",
+    video=("video_path", "video_id"),
+    options="candidates",
+    answer="correct_choice",
+    answer_is="index",
+    question_id="id",
+    signs=frozenset({"video_id", "candidates"}),
+    strange=frozenset({"answer"}),
+)
+
+LAYOUTS: Mapping[str, Layout] = {
+    layout.name: layout for layout in (TOKENREEL, VIDEO_MME, MVBENCH, MLVU, LONGVIDEOBENCH)
+}
+"""By name; "auto" finds the one whose keys a file has."""
+
+
+def detect_layout(rows: Sequence[Row]) -> Layout:
+    """The one layout whose keys the first row has.
+
+    Raises:
+        ConfigError: none fits, or more than one.
+    """
+    keys = frozenset(rows[0].values)
+    found = [each for each in LAYOUTS.values() if each.signs <= keys and not each.strange & keys]
+    if len(found) != 1:
+        fits = " and ".join(each.name for each in found) or "no layout"
+        raise ConfigError(
+            f"{rows[0].where}: {fits} has the keys {', '.join(sorted(keys))}. Our own is video_id, "
+            f"question, answer; say --layout with one of: {', '.join(LAYOUTS)}"
+        )
+    return found[0]
+
+
+def unfold(rows: Sequence[Row]) -> list[Row]:
+    """A row per question, its options a list, whichever form of an annotation was published.
+
+    Rows of Video-MME may be videos with a list ``questions``; those of LongVideoBench may have
+    ``option0`` to ``option4``, "N/A" where there are fewer.
+
+    Raises:
+        ConfigError: a question that is no object.
+    """
+    return [_with_candidates(single) for row in rows for single in _unfolded(row)]
+
+
+def _with_candidates(row: Row) -> Row:
+    if "candidates" in row.values or not {"option0", "correct_choice"} <= row.values.keys():
+        return row
+    names = [f"option{number}" for number in range(NUM_OPTION_COLUMNS)]
+    options = [row.values[name] for name in names if row.values.get(name) not in (None, "N/A")]
+    values = {name: value for name, value in row.values.items() if name not in names}
+    return replace(row, values={**values, "candidates": options})
+
+
+def _unfolded(row: Row) -> Iterator[Row]:
+    inner = row.values.get("questions")
+    if not isinstance(inner, list):
+        yield row
+        return
+    of_video = {name: value for name, value in row.values.items() if name != "questions"}
+    of_video.setdefault("videoID", of_video.get("video_id"))
+    for number, values in enumerate(inner, 1):
+        where = f"{row.where}, question {number}"
+        if not isinstance(values, dict):
+            raise ConfigError(f"{where}: expected a JSON object, found {str(values)[:60]!r}")
+        yield replace(row, values={**of_video, **values}, where=where)

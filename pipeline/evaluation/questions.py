@@ -1,0 +1,205 @@
+"""Questions with known answers, and how they are read from files."""
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.evaluation.layouts import LAYOUTS, Layout, detect_layout, unfold
+from pipeline.evaluation.rows import Row, read_rows
+from pipeline.evaluation.scoring import normalized
+from schemas.errors import ConfigError
+from schemas.video import Scalar
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+LETTER_REQUEST = "Answer with the letter of the right option."
+
+_LETTERED = re.compile(r"\(?([A-Z])[.):]\s*(\S.*)", re.DOTALL)
+_LETTER = re.compile(r"\(?([A-Z])[.)]?")
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question about one video.
+
+    Attributes:
+        question_id: unique among the questions of a run.
+        video_id: the video, as the annotation names it or as the cache does.
+        text: what is asked, without the options.
+        answer: the letter of the right option, or the short answer.
+        options: without letters; empty where a short answer is expected.
+        columns: all else that is known, to break results down by.
+    """
+
+    question_id: str
+    video_id: str
+    text: str
+    answer: str
+    options: tuple[str, ...] = ()
+    columns: Mapping[str, Scalar] = field(default_factory=dict)
+
+    @property
+    def letters(self) -> str:
+        """One letter for each option."""
+        return LETTERS[: len(self.options)]
+
+    @property
+    def prompt(self) -> str:
+        """What the model is asked: the text, then the options and the request for a letter."""
+        if not self.options:
+            return self.text
+        pairs = zip(self.letters, self.options, strict=True)
+        lines = [f"{letter}. {text}" for letter, text in pairs]
+        return "\n".join([self.text, *lines, LETTER_REQUEST])
+
+    def option(self, letter: str) -> str:
+        """The option of a letter."""
+        return self.options[self.letters.index(letter)]
+
+
+def read_questions(paths: Sequence[Path], *, layout: str = "auto") -> list[Question]:
+    """Questions of one or more files of one layout, in their order.
+
+    Args:
+        paths: JSON lines, a JSON list or Parquet.
+        layout: one of ``LAYOUTS``; "auto" goes by the keys of each file's first row.
+
+    Raises:
+        ConfigError: a file, row or value that cannot be used, with its place; an id given twice.
+    """
+    questions = []
+    for path in paths:
+        rows = unfold(read_rows(path))
+        if not rows:
+            raise ConfigError(f"{path} holds no question")
+        chosen = detect_layout(rows) if layout == "auto" else _layout(layout)
+        questions += [_question(row, number, chosen) for number, row in enumerate(rows, 1)]
+    counts = Counter(question.question_id for question in questions)
+    repeated = [name for name, count in counts.items() if count > 1]
+    if repeated:
+        raise ConfigError(
+            f"{len(repeated)} question ids are given more than once, the first {repeated[0]!r}; "
+            "give each question an id of its own, or leave the ids out"
+        )
+    return questions
+
+
+def _layout(name: str) -> Layout:
+    if name not in LAYOUTS:
+        raise ConfigError(f"layout {name!r} is unknown; expected auto, {', '.join(LAYOUTS)}")
+    return LAYOUTS[name]
+
+
+def _question(row: Row, number: int, layout: Layout) -> Question:
+    video_key = next((key for key in layout.video if row.values.get(key)), layout.video[0])
+    written = _options(row, layout)
+    options = _without_letters(written)
+    used = {video_key, "question", layout.options, layout.answer, layout.question_id}
+    columns = {key: _scalar(value) for key, value in row.values.items() if key not in used}
+    if layout.names_task:
+        columns.setdefault("task", row.task)
+    answer = _right_letter(row, layout, options, written) if options else _text(row, layout.answer)
+    has_id = row.values.get(layout.question_id) is not None
+    return Question(
+        question_id=_text(row, layout.question_id) if has_id else f"{row.task}:{number}",
+        video_id=_text(row, video_key),
+        text=_text(row, "question"),
+        answer=answer,
+        options=tuple(options),
+        columns=columns,
+    )
+
+
+def _text(row: Row, key: str) -> str:
+    """A value that is text, or a number written out."""
+    value = row.values.get(key)
+    text = _written(value)
+    if not text:
+        found = f"is {value!r}" if key in row.values else "is missing"
+        raise ConfigError(f"{row.where}: {key!r} {found}; expected text that is not empty")
+    return text
+
+
+def _written(value: Any) -> str:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return str(value).strip() if isinstance(value, str) or is_number else ""
+
+
+def _options(row: Row, layout: Layout) -> list[str]:
+    """The options as they are written; none where the row has none."""
+    values = row.values.get(layout.options)
+    if values is None and not layout.needs_options:
+        return []
+    if not isinstance(values, list) or not 2 <= len(values) <= len(LETTERS):
+        raise ConfigError(
+            f"{row.where}: {layout.options!r} is {str(values)[:60]!r}; expected a list of 2 to "
+            f"{len(LETTERS)} options (tasks of free text cannot be scored here)"
+        )
+    options = [_written(value) for value in values]
+    if not all(options):
+        raise ConfigError(f"{row.where}: an option is neither text nor a number, or empty")
+    return options
+
+
+def _without_letters(options: Sequence[str]) -> list[str]:
+    """Options such as "A. red" without their letters, where all carry their own."""
+    found = [_LETTERED.fullmatch(option) for option in options]
+    if not all(match and match[1] == letter for match, letter in zip(found, LETTERS, strict=False)):
+        return list(options)
+    return [match[2].strip() for match in found if match]
+
+
+def _right_letter(row: Row, layout: Layout, options: Sequence[str], written: Sequence[str]) -> str:
+    """The letter of the right option.
+
+    Raises:
+        ConfigError: the answer is none of the options, or stands for two that differ.
+    """
+    kind, value = layout.answer_is, row.values.get(layout.answer)
+    found: set[int] = set()
+    if kind == "index":
+        found = {value} if type(value) is int and 0 <= value < len(options) else set()
+    else:
+        answer = _text(row, layout.answer)
+        letter = _LETTER.fullmatch(answer)
+        if kind != "text" and letter and letter[1] in LETTERS[: len(options)]:
+            found.add(LETTERS.index(letter[1]))
+        if kind != "letter" or not found:
+            found |= _same_text(answer, options) or _same_text(answer, written)
+    texts = {options[index] for index in found}
+    if len(texts) != 1:
+        what = "stands for more than one" if texts else "is none"
+        raise ConfigError(
+            f"{row.where}: {layout.answer!r} is {value!r} and {what} of the options "
+            f"{list(options)}; expected {_EXPECTED[kind]}"
+        )
+    return LETTERS[min(found)]
+
+
+_EXPECTED = {
+    "index": "the number of an option, from 0",
+    "letter": "the letter of an option",
+    "text": "the text of an option",
+    "either": "the letter of an option or its text",
+}
+
+
+def _same_text(answer: str, options: Sequence[str]) -> set[int]:
+    """Options that are the answer, to the letter or else after ``normalized``."""
+    exact = {index for index, option in enumerate(options) if option == answer}
+    plain = normalized(answer)
+    return exact or {index for index, option in enumerate(options) if normalized(option) == plain}
+
+
+def _scalar(value: Any) -> Scalar:
+    """A column's value; lists and objects as JSON text, NaN as nothing."""
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    return json.dumps(value, default=str)

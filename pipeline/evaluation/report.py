@@ -1,0 +1,188 @@
+"""What an evaluation found: one row per setting, over all questions and by group."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.evaluation.intervals import RESAMPLES, Interval, mean_intervals, paired_intervals
+from pipeline.evaluation.questions import Question
+from pipeline.evaluation.records import Answered
+from schemas.errors import ConfigError
+from schemas.video import Scalar
+
+MEAN_OF_GROUPS = "mean of groups"
+
+
+@dataclass(frozen=True, slots=True)
+class ResultRow:
+    """One setting on some questions.
+
+    Attributes:
+        by: the column that chose the questions, "" for all of them.
+        group: its value there; for the mean over the column's groups ``MEAN_OF_GROUPS``.
+        setting: how much was read.
+        num_questions: asked.
+        num_videos: that they are about.
+        mean_tokens: visual tokens read, the mean over these videos.
+        keep_ratio: visual tokens read of all before fusion, over these videos together.
+        accuracy: share of right answers.
+        difference: accuracy minus that of the first setting, None for that one.
+    """
+
+    by: str
+    group: Scalar
+    setting: str
+    num_questions: int
+    num_videos: int
+    mean_tokens: float
+    keep_ratio: float
+    accuracy: Interval
+    difference: Interval | None
+
+    def cells(self, *, with_groups: bool) -> dict[str, Any]:
+        """What a table shows."""
+        group = {"by": self.by, "group": "(none)" if self.group is None else self.group}
+        change = self.difference
+        return {
+            **(group if with_groups else {}),
+            "setting": self.setting,
+            "questions": self.num_questions,
+            "videos": self.num_videos,
+            "tokens": round(self.mean_tokens, 1),
+            "keep_ratio": round(self.keep_ratio, 4),
+            "accuracy": f"{self.accuracy.value:.4f}",
+            "95 %": _ends(self.accuracy),
+            "vs_full": f"{change.value:+.4f}" if change else "",
+            "95 % of it": _ends(change, sign="+") if change else "",
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "by": self.by or None,
+            "group": self.group,
+            "setting": self.setting,
+            "questions": self.num_questions,
+            "videos": self.num_videos,
+            "mean_tokens": self.mean_tokens,
+            "keep_ratio": self.keep_ratio,
+            "accuracy": dataclasses.asdict(self.accuracy),
+            "difference": dataclasses.asdict(self.difference) if self.difference else None,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class EvalReport:
+    """Rows in the order of a table: all questions, the mean of groups, then each group.
+
+    Attributes:
+        rows: one per setting and set of questions.
+        about: what was asked of what; plain JSON values.
+    """
+
+    rows: tuple[ResultRow, ...]
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    def table(self) -> list[dict[str, Any]]:
+        """Rows for people."""
+        with_groups = any(row.by for row in self.rows)
+        return [row.cells(with_groups=with_groups) for row in self.rows]
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self.about, "results": [row.to_json() for row in self.rows]}
+
+
+def summarize(
+    questions: Sequence[Question],
+    answers_SQ: Sequence[Sequence[Answered]],
+    *,
+    by: Sequence[str] = (),
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> tuple[ResultRow, ...]:
+    """Accuracies of settings and their differences to the first one.
+
+    Args:
+        questions: Q of them.
+        answers_SQ: for each of S settings the Q answers, in the order of ``questions``.
+        by: columns to break results down by; the first also gives a mean over its groups, in
+            which each counts the same however many questions it has.
+        resamples: of the bootstrap over videos.
+        seed: of its draw.
+
+    Raises:
+        ConfigError: a column that no question has.
+    """
+    check_columns(questions, by)
+    table = _Table(questions, answers_SQ, resamples, seed)
+    everything = np.arange(len(questions))
+    rows = list(table.rows(everything, "", "all"))
+    for number, name in enumerate(by):
+        values = [question.columns.get(name) for question in questions]
+        if number == 0:
+            rows += table.rows(everything, name, MEAN_OF_GROUPS, groups=values)
+        for value in sorted(set(values), key=_place):
+            chosen = np.flatnonzero([each == value for each in values])
+            rows += table.rows(chosen, name, value)
+    return tuple(rows)
+
+
+def check_columns(questions: Sequence[Question], by: Sequence[str]) -> None:
+    """Raise ConfigError unless some question has each of these columns."""
+    known = sorted({name for question in questions for name in question.columns})
+    for name in by:
+        if name not in known:
+            columns = ", ".join(known) or "none"
+            raise ConfigError(f"no question has the column {name!r}; the columns are: {columns}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    questions: Sequence[Question]
+    answers: Sequence[Sequence[Answered]]
+    resamples: int
+    seed: int
+
+    def rows(
+        self,
+        chosen: NDArray[np.int64],
+        by: str,
+        group: Scalar,
+        *,
+        groups: Sequence[Scalar] | None = None,
+    ) -> Iterator[ResultRow]:
+        """One row per setting, over the chosen questions."""
+        answers_SQ = [[answers[index] for index in chosen] for answers in self.answers]
+        videos_Q = [answer.video_id for answer in answers_SQ[0]]
+        right_SQ = np.array([[answer.is_right for answer in row] for row in answers_SQ])
+        draw: dict[str, Any] = {"groups_Q": groups, "resamples": self.resamples, "seed": self.seed}
+        accuracies = mean_intervals(right_SQ, videos_Q, **draw)
+        differences = paired_intervals(right_SQ, right_SQ[0], videos_Q, **draw)
+        for number, answers in enumerate(answers_SQ):
+            read = {each.video_id: (each.num_tokens, each.tokens_before) for each in answers}
+            num_tokens, tokens_before = np.sum(list(read.values()), axis=0)
+            yield ResultRow(
+                by=by,
+                group=group,
+                setting=answers[0].setting,
+                num_questions=len(answers),
+                num_videos=len(read),
+                mean_tokens=float(num_tokens / len(read)),
+                keep_ratio=float(num_tokens / tokens_before),
+                accuracy=accuracies[number],
+                difference=differences[number] if number else None,
+            )
+
+
+def _ends(interval: Interval, *, sign: str = "") -> str:
+    return f"{interval.low:{sign}.4f} .. {interval.high:{sign}.4f}"
+
+
+def _place(value: Scalar) -> tuple[bool, bool, float, str]:
+    """Numbers by size, then text, then None."""
+    is_text = isinstance(value, str)
+    number = 0.0 if value is None or isinstance(value, str) else float(value)
+    return value is None, is_text, number, str(value)

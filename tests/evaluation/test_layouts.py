@@ -1,0 +1,214 @@
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.evaluation.questions import read_questions
+from schemas.errors import ConfigError
+
+VIDEO_MME = [
+    {
+        "video_id": "001",
+        "duration": "short",
+        "domain": "Knowledge",
+        "sub_category": "Technology",
+        "url": "https://example.com/watch?v=aB-3_x",
+        "videoID": "aB-3_x",
+        "question_id": "001-1",
+        "task_type": "Counting Problem",
+        "question": "How many cranes are there?",
+        "options": ["A. One.", "B. Two.", "C. Three.", "D. Four."],
+        "answer": "C",
+    },
+    {
+        "video_id": "301",
+        "duration": "medium",
+        "domain": "Sports Competition",
+        "sub_category": "Other Sports",
+        "url": "https://example.com/watch?v=zz",
+        "videoID": "zz",
+        "question_id": "301-2",
+        "task_type": "Action Recognition",
+        "question": "What does the runner do first?",
+        "options": ["A. Jumps.", "B. Waves.", "C. Rests.", "D. Bows."],
+        "answer": "A",
+    },
+]
+
+MVBENCH = [
+    {
+        "video": "X1Y2.mp4",
+        "question": "What did the person do with the cup?",
+        "candidates": ["Washed it.", "Hid it.", "Broke it."],
+        "answer": "Hid it.",
+        "start": 2.5,
+        "end": 9.0,
+    },
+    {
+        "video": "rooms/7.webm",
+        "question": "Which letters are shown?",
+        "candidates": ["A", "C", "B"],
+        "answer": "B",
+    },
+]
+
+MLVU = [
+    {
+        "video": "needle_1.mp4",
+        "duration": 480.5,
+        "question": "What lies on the bench?",
+        "candidates": ["A hat", "A book", "A kite", "A shoe"],
+        "answer": "A kite",
+        "question_type": "findNeedle",
+    },
+    {
+        "video": "ego_2.mp4",
+        "duration": 300,
+        "question": "Where did I put the keys?",
+        "candidates": ["shelf", "sofa", "door", "sink"],
+        "answer": "shelf",
+        "question_type": "ego",
+    },
+]
+
+LONGVIDEOBENCH = [
+    {
+        "video_id": "q1w2",
+        "question": "When the bell rings, who stands up?",
+        "question_wo_referring_query": "Who stands up?",
+        "candidates": ["the cook", "the guard", "the child", "the baker", "nobody"],
+        "correct_choice": 4,
+        "position": [120, 300],
+        "topic_category": "LC-Lifestyle-Cooking-Recipes",
+        "question_category": "E2O",
+        "level": "L1-Perception",
+        "id": "q1w2_0",
+        "video_path": "q1w2.mp4",
+        "subtitle_path": "q1w2_en.json",
+        "duration_group": 60,
+        "starting_timestamp_for_subtitles": 0,
+        "duration": 44.0,
+        "view_count": 12,
+    },
+    {
+        "video_id": "q1w2",
+        "question": "After the cut, what is on the table?",
+        "question_wo_referring_query": "What is on the table?",
+        "candidates": ["bread", "a lamp"],
+        "correct_choice": 0,
+        "position": [400],
+        "topic_category": "LC-Lifestyle-Cooking-Recipes",
+        "question_category": "T2O",
+        "level": "L2-Relation",
+        "id": "q1w2_1",
+        "video_path": "q1w2.mp4",
+        "subtitle_path": "q1w2_en.json",
+        "duration_group": 60,
+        "starting_timestamp_for_subtitles": 0,
+        "duration": 44.0,
+        "view_count": 12,
+    },
+]
+
+CASES = {
+    "video-mme": (VIDEO_MME, ["aB-3_x", "zz"], ["C", "A"], ["001-1", "301-2"]),
+    "mvbench": (MVBENCH, ["X1Y2.mp4", "rooms/7.webm"], ["B", "C"], ["sample:1", "sample:2"]),
+    "mlvu": (MLVU, ["needle_1.mp4", "ego_2.mp4"], ["C", "A"], ["sample:1", "sample:2"]),
+    "longvideobench": (LONGVIDEOBENCH, ["q1w2.mp4"] * 2, ["E", "A"], ["q1w2_0", "q1w2_1"]),
+}
+
+
+def as_list(folder, rows):
+    path = folder / "sample.json"
+    path.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("kind", ["list", "lines", "parquet"])
+@pytest.mark.parametrize("layout", CASES)
+def test_a_benchmarks_rows_are_read_from_every_kind_of_file(tmp_path, layout, kind):
+    rows, videos, answers, ids = CASES[layout]
+    path = tmp_path / f"sample.{'parquet' if kind == 'parquet' else 'json'}"
+    if kind == "list":
+        path = as_list(tmp_path, rows)
+    elif kind == "lines":
+        path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    for given in ("auto", layout):
+        questions = read_questions([path], layout=given)
+        assert [each.video_id for each in questions] == videos
+        assert [each.answer for each in questions] == answers
+        assert [each.question_id for each in questions] == ids
+
+
+def test_what_a_benchmark_breaks_down_by_is_a_column(tmp_path):
+    columns = {
+        name: read_questions([as_list(tmp_path, rows)])[0].columns
+        for name, (rows, *_) in CASES.items()
+    }
+    assert columns["video-mme"]["task_type"] == "Counting Problem"
+    assert columns["video-mme"]["duration"] == "short"
+    assert columns["mvbench"] == {"start": 2.5, "end": 9.0, "task": "sample"}
+    assert columns["mlvu"] == {"duration": 480.5, "question_type": "findNeedle"}
+    assert columns["longvideobench"]["question_category"] == "E2O"
+    assert columns["longvideobench"]["duration_group"] == 60
+    assert columns["longvideobench"]["position"] == "[120, 300]"
+
+
+def test_video_mme_options_lose_their_letters(tmp_path):
+    question = read_questions([as_list(tmp_path, VIDEO_MME)])[0]
+    assert question.options == ("One.", "Two.", "Three.", "Four.")
+
+
+def test_an_option_that_looks_like_a_letter_is_text_where_answers_are_text(tmp_path):
+    question = read_questions([as_list(tmp_path, MVBENCH)])[1]
+    assert question.option(question.answer) == "B"
+
+
+def test_video_mme_with_a_list_of_questions_for_each_video_is_read(tmp_path):
+    of_video = {"video_id": "001", "duration": "short", "domain": "Knowledge"}
+    asked = [
+        {"question_id": f"001-{n}", "question": "Which?", "options": ["A. x", "B. y"], "answer": a}
+        for n, a in ((1, "A"), (2, "B"))
+    ]
+    questions = read_questions([as_list(tmp_path, [{**of_video, "questions": asked}])])
+    assert [(each.video_id, each.answer) for each in questions] == [("001", "A"), ("001", "B")]
+    assert questions[1].columns["domain"] == "Knowledge"
+
+
+def test_longvideobench_with_a_column_for_each_option_is_read(tmp_path):
+    rows = []
+    for row in LONGVIDEOBENCH:
+        options = [*row["candidates"], *["N/A"] * (5 - len(row["candidates"]))]
+        columns = {f"option{number}": text for number, text in enumerate(options)}
+        rows.append({**{k: v for k, v in row.items() if k != "candidates"}, **columns})
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "validation.parquet")
+    first, second = read_questions([tmp_path / "validation.parquet"])
+    assert (first.option(first.answer), second.options) == ("nobody", ("bread", "a lamp"))
+    assert "option4" not in second.columns
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([{**VIDEO_MME[0], "answer": "E"}], "expected the letter of an option"),
+        ([{**MVBENCH[0], "answer": "B"}], "expected the text of an option"),
+        ([{**LONGVIDEOBENCH[0], "correct_choice": 5}], "the number of an option, from 0"),
+        ([{k: v for k, v in LONGVIDEOBENCH[0].items() if k != "correct_choice"}], "is None and is"),
+        ([{k: v for k, v in MLVU[0].items() if k != "candidates"}], "free text cannot be scored"),
+        ([{"video_id": "1", "questions": [3]}], "question 1: expected a JSON object"),
+        ([{"clip": "x", "query": "y"}], "no layout has the keys clip, query"),
+        ([{**VIDEO_MME[0], **MVBENCH[0]}], "video-mme and mvbench has"),
+    ],
+    ids=str,
+)
+def test_rows_that_do_not_keep_to_a_layout_are_refused(tmp_path, rows, said):
+    with pytest.raises(ConfigError, match=said):
+        read_questions([as_list(tmp_path, rows)])
+
+
+def test_an_unknown_layout_is_refused_with_those_there_are(tmp_path):
+    with pytest.raises(ConfigError, match="expected auto, tokenreel, video-mme, mvbench, mlvu"):
+        read_questions([as_list(tmp_path, MVBENCH)], layout="mmbench")

@@ -1,0 +1,120 @@
+import json
+
+import pytest
+
+from pipeline.evaluation.questions import read_questions
+from schemas.errors import ConfigError
+
+
+@pytest.fixture
+def write(tmp_path):
+    """A function rows -> the path of a JSON lines file that holds them."""
+
+    def write(*rows, name="questions.jsonl"):
+        path = tmp_path / name
+        path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+        return path
+
+    return write
+
+
+def asked(answer, options=None, **columns):
+    row = {"video_id": "a.mp4", "question": "Which colour?", "answer": answer, **columns}
+    return row if options is None else {**row, "options": options}
+
+
+def test_short_answers_keep_their_text_and_everything_else_is_a_column(write):
+    path = write(asked("Red ", kind="colour", level=2, seen=[1, 2]), asked(3))
+    first, second = read_questions([path])
+    assert (first.video_id, first.text, first.answer) == ("a.mp4", "Which colour?", "Red")
+    assert first.columns == {"kind": "colour", "level": 2, "seen": "[1, 2]"}
+    assert (second.answer, second.options, second.question_id) == ("3", (), "questions:2")
+
+
+@pytest.mark.parametrize(
+    ("answer", "options", "letter"),
+    [
+        ("B", ["red", "blue"], "B"),
+        ("(B)", ["red", "blue"], "B"),
+        ("blue", ["red", "blue"], "B"),
+        ("Blue.", ["red", "blue"], "B"),
+        ("Red", ["red", "Red"], "B"),
+        (7, [5, 7], "B"),
+        ("A", ["A", "B"], "A"),
+        ("B. blue", ["A. red", "B. blue"], "B"),
+        ("red", ["red", "blue", "red"], "A"),
+    ],
+)
+def test_an_answer_is_the_letter_of_an_option_or_its_text(write, answer, options, letter):
+    [question] = read_questions([write(asked(answer, options))])
+    assert question.answer == letter
+
+
+def test_letters_are_taken_off_options_only_where_all_carry_their_own(write):
+    path = write(asked("A", ["A. red", "B) blue"]), asked("A", ["A. Smith", "C. Jones"]))
+    lettered, plain = read_questions([path])
+    assert lettered.options == ("red", "blue")
+    assert plain.options == ("A. Smith", "C. Jones")
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        (asked("green", ["red", "blue"]), "is none of the options"),
+        (asked("C", ["red", "blue"]), "is none of the options"),
+        (asked("A", ["B", "A"]), "more than one of the options"),
+        (asked("RED", ["red", "Red"]), "more than one of the options"),
+        (asked("A", ["red"]), "a list of 2 to 26 options"),
+        (asked("A", "red"), "a list of 2 to 26 options"),
+        (asked("A", ["red", None]), "an option is neither"),
+        (asked(""), "'answer' is ''"),
+        (asked(None), "'answer' is None"),
+        (asked(True), "'answer' is True"),
+        ({"video_id": "a", "question": "Who?"}, "'answer' is missing"),
+        ({"video_id": 0.5, "question": " ", "answer": "x"}, "'question' is ' '"),
+    ],
+    ids=str,
+)
+def test_a_question_that_cannot_be_scored_is_refused_with_its_line(write, row, said):
+    path = write(asked("red"), row)
+    with pytest.raises(ConfigError) as caught:
+        read_questions([path])
+    assert said in str(caught.value)
+    assert str(caught.value).startswith(f"{path}, line 2: ")
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b'{"video_id": "a"\n', "line 1: not JSON"),
+        (b'{"video_id": "a", "question": "q", "answer": "x"}\n[1]\n', "line 2: expected a JSON"),
+        (b"[1]", "object 1: expected a JSON object"),
+        (b"[{]", "not JSON"),
+        (b"\n\n", "holds no question"),
+        (b"[]", "holds no question"),
+        (b"\xff\xfe\x00", "not UTF-8"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_refused_with_the_place(tmp_path, body, said):
+    path = tmp_path / "questions.json"
+    path.write_bytes(body)
+    with pytest.raises(ConfigError, match=said):
+        read_questions([path])
+
+
+def test_a_missing_file_and_a_parquet_that_is_none_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"cannot read questions .*none\.jsonl: No such file"):
+        read_questions([tmp_path / "none.jsonl"])
+    (tmp_path / "q.parquet").write_bytes(b"no parquet")
+    with pytest.raises(ConfigError, match="is no Parquet file"):
+        read_questions([tmp_path / "q.parquet"])
+
+
+def test_an_id_given_twice_is_refused(write):
+    with pytest.raises(ConfigError, match="1 question ids are given more than once"):
+        read_questions([write(asked("x", question_id=7), asked("y", question_id="7"))])
+
+
+def test_several_files_are_one_set_of_questions(write):
+    files = [write(asked("x"), name="one.jsonl"), write(asked("y"), name="two.jsonl")]
+    assert [each.question_id for each in read_questions(files)] == ["one:1", "two:1"]

@@ -1,0 +1,79 @@
+import pytest
+
+from jobs.render import render_table
+from pipeline.evaluation.questions import Question
+from pipeline.evaluation.records import FULL, Answered
+from pipeline.evaluation.report import MEAN_OF_GROUPS, EvalReport, check_columns, summarize
+from schemas.errors import ConfigError
+
+KINDS = ["colour"] * 3 + ["count"]
+VIDEOS = ["a", "a", "b", "b"]
+TOKENS = {"a": 30, "b": 10}
+RIGHT = {FULL: [True, True, False, True], "budget=5": [True, False, False, False]}
+
+QUESTIONS = [
+    Question(f"q{n}", video, "?", "x", columns={"kind": kind, "level": n})
+    for n, (video, kind) in enumerate(zip(VIDEOS, KINDS, strict=True))
+]
+ANSWERS = [
+    [
+        Answered(f"q{n}", setting, video, "k", "x", is_right, tokens or TOKENS[video], 100)
+        for n, (video, is_right) in enumerate(zip(VIDEOS, right, strict=True))
+    ]
+    for (setting, right), tokens in zip(RIGHT.items(), (0, 5), strict=True)
+]
+
+
+def found(rows):
+    return {(row.by, row.group, row.setting): row for row in rows}
+
+
+def test_each_setting_has_its_accuracy_tokens_and_difference():
+    full, small = summarize(QUESTIONS, ANSWERS)
+    assert (full.num_questions, full.num_videos) == (4, 2)
+    assert (full.accuracy.value, small.accuracy.value) == (0.75, 0.25)
+    assert (full.mean_tokens, full.keep_ratio) == (20, 0.2)
+    assert (small.mean_tokens, small.keep_ratio) == (5, 0.05)
+    assert full.difference is None
+    assert small.difference.value == -0.5
+    assert (small.difference.low, small.difference.high) == (-0.5, -0.5)
+
+
+def test_groups_and_their_mean_follow_the_whole():
+    rows = found(summarize(QUESTIONS, ANSWERS, by=["kind", "level"]))
+    colour = rows["kind", "colour", FULL]
+    assert colour.accuracy.value == pytest.approx(2 / 3)
+    assert (colour.num_questions, colour.num_videos) == (3, 2)
+    count = rows["kind", "count", "budget=5"]
+    assert (count.num_videos, count.mean_tokens, count.difference.value) == (1, 5, -1)
+    mean = rows["kind", MEAN_OF_GROUPS, FULL]
+    assert mean.accuracy.value == pytest.approx((2 / 3 + 1) / 2)
+    assert ("level", 3, FULL) in rows
+    assert ("level", MEAN_OF_GROUPS, FULL) not in rows
+
+
+def test_groups_stand_in_order_numbers_before_text_and_none_last():
+    values = ["b", 10, None, 9]
+    questions = [
+        Question(f"q{n}", VIDEOS[n], "?", "x", columns={"c": value})
+        for n, value in enumerate(values)
+    ]
+    rows = summarize(questions, ANSWERS[:1], by=["c"])
+    assert [row.group for row in rows] == ["all", MEAN_OF_GROUPS, 9, 10, "b", None]
+    assert "(none)" in render_table(EvalReport(rows).table())
+
+
+def test_an_unknown_column_is_refused_with_those_there_are():
+    with pytest.raises(ConfigError, match=r"no question has the column 'sort'.*: kind, level"):
+        check_columns(QUESTIONS, ["kind", "sort"])
+
+
+def test_the_table_shows_ends_and_the_json_every_number():
+    report = EvalReport(summarize(QUESTIONS, ANSWERS), {"model": "m"})
+    text = render_table(report.table())
+    assert text.splitlines()[-1].split()[-4:] == ["-0.5000", "-0.5000", "..", "-0.5000"]
+    assert "by" not in report.table()[0]
+    body = report.to_json()
+    assert body["model"] == "m"
+    assert body["results"][1]["difference"] == {"value": -0.5, "low": -0.5, "high": -0.5}
+    assert body["results"][0]["difference"] is None
