@@ -20,6 +20,9 @@ from pipeline.encoders.checkpoint import quiet_loading
 from pipeline.encoders.tiny import CHAT_TEMPLATE, SPECIAL_TOKENS
 from schemas.grid import PatchGeometry
 
+TRAINED = Path(__file__).parent / "model"
+"""The trained checkpoint that comes with the project."""
+
 PATCHES = PatchGeometry(patch_size=8, temporal_patch_size=2, spatial_merge_size=2)
 
 MEAN = DEVIATION = 0.5
@@ -70,7 +73,7 @@ def train_tokenizer() -> Qwen2Tokenizer:
     texts = sorted({question.text for question in questions})
     answers = sorted({question.answer for question in questions})
     learner = Tokenizer(models.BPE())
-    learner.pre_tokenizer = pre_tokenizers.Sequence(  # type: ignore[assignment]
+    learner.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
@@ -86,7 +89,7 @@ def train_tokenizer() -> Qwen2Tokenizer:
     learnt = json.loads(learner.to_str())["model"]
     return Qwen2Tokenizer(
         vocab=learnt["vocab"],
-        merges=[tuple(merge) for merge in learnt["merges"]],
+        merges=[tuple(merge) for merge in learnt["merges"]],  # type: ignore[misc]
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         unk_token=None,  # type: ignore[arg-type]

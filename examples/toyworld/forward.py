@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, Qwen3VLForConditionalGeneration
+from transformers import PreTrainedTokenizerBase, Qwen3VLForConditionalGeneration, vision_utils
 from transformers.models.qwen3_vl import modeling_qwen3_vl as qwen3_vl
 
 from examples.toyworld.checkpoint import DEVIATION, MEAN, PATCHES
@@ -146,7 +146,7 @@ class PackedForward:
         num_patches = int(self._grid_thw.prod())
         x = x.view(-1, num_patches, x.shape[-1])
         x = x + self._place_embeddings(tower).to(x.dtype)
-        place = qwen3_vl.get_vision_position_ids(
+        place = vision_utils.get_vision_position_ids(
             self._grid_thw, tower.spatial_merge_size, kwargs={}
         )
         cos, sin = (each[None, None].to(x.dtype) for each in tower.rotary_pos_emb(x, place))
@@ -191,11 +191,12 @@ class PackedForward:
             prompt = prompt + layer.mlp(layer.post_attention_layernorm(prompt))
             if number < len(deepstack):
                 prompt = prompt.index_add(1, columns, deepstack[number])
-        return self._model.lm_head(text.norm(asked)).view(*shape[:3], -1)
+        logits: Tensor = self._model.lm_head(text.norm(asked))
+        return logits.view(*shape[:3], -1)
 
     def _place_embeddings(self, tower: qwen3_vl.Qwen3VLVisionModel) -> Tensor:
         """Learnt embeddings of the patches' places, ``(V, D)``, interpolated as the tower does."""
-        indices, weights = qwen3_vl.get_vision_interpolation_indices_and_weights(
+        indices, weights = vision_utils.get_vision_interpolation_indices_and_weights(
             self._grid_thw,
             num_grid_per_side=tower.num_grid_per_side,
             mode=tower.interpolation_mode,
@@ -203,7 +204,8 @@ class PackedForward:
             spatial_merge_size=tower.config.spatial_merge_size,
             kwargs={},
         )
-        return (tower.pos_embed(indices) * weights[:, :, None]).sum(1)
+        embeddings: Tensor = tower.pos_embed(indices)
+        return (embeddings * weights[:, :, None]).sum(1)
 
 
 CHUNK = 136
@@ -223,7 +225,8 @@ def _vision_attention(
     q, k, v = attention.qkv(x).view(shape).permute(2, 0, 3, 1, 4)
     q, k = _rotate(q, cos, sin) * attention.scaling, _rotate(k, cos, sin)
     mixed = torch.softmax(q @ k.transpose(-1, -2), dim=-1) @ v
-    return attention.proj(mixed.transpose(1, 2).flatten(2))
+    out: Tensor = attention.proj(mixed.transpose(1, 2).flatten(2))
+    return out
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -270,16 +273,17 @@ def _question_attention(prompt: _Heads, asked: _Heads, num_questions: int) -> Te
 
     ``(B, H, Q*A, head_dim)``.
     """
-    apart = (num_questions, -1)
-    q, k, v = (each.unflatten(2, apart) for each in (asked.q, asked.k, asked.v))
+    apart = (*asked.q.shape[:2], num_questions, -1, asked.q.shape[-1])
+    q, k, v = (each.reshape(apart) for each in (asked.q, asked.k, asked.v))
     hidden = torch.ones(q.shape[3], q.shape[3], dtype=torch.bool).triu(1)
     own = (q @ k.transpose(-1, -2)).masked_fill(hidden, torch.finfo(q.dtype).min)
     shared = asked.q @ prompt.k.transpose(-1, -2)
     shares = torch.softmax(torch.cat([shared, own.flatten(2, 3)], dim=-1), dim=-1)
     num_prompt = prompt.k.shape[2]
-    from_own = shares[..., num_prompt:].unflatten(2, apart) @ v
+    from_own = shares[..., num_prompt:].reshape(own.shape) @ v
     return shares[..., :num_prompt] @ prompt.v + from_own.flatten(2, 3)
 
 
 def _joined(mixed: Tensor, attention: qwen3_vl.Qwen3VLTextAttention) -> Tensor:
-    return attention.o_proj(mixed.transpose(1, 2).flatten(2))
+    out: Tensor = attention.o_proj(mixed.transpose(1, 2).flatten(2))
+    return out

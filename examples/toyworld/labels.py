@@ -126,4 +126,5 @@ def _cells_of_box(corner: tuple[int, int]) -> npt.NDArray[np.bool_]:
         for place, length in zip(corner, BOX, strict=True)
     )
     areas = np.maximum(down, 0)[:, None] * np.maximum(across, 0)
-    return areas >= SHOWN * BOX[0] * BOX[1]
+    is_enough: npt.NDArray[np.bool_] = areas >= SHOWN * BOX[0] * BOX[1]
+    return is_enough

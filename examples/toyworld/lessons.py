@@ -22,6 +22,9 @@ from examples.toyworld.questions import Question, ask
 from examples.toyworld.render import render
 from examples.toyworld.scene import FIRST_SEEDS, Scene
 
+NUM_QUESTIONS = 12
+"""Asked about each video of a lesson."""
+
 QUESTION_LENGTH = 16
 """Columns of a question with its answer; the longest takes all."""
 
@@ -117,7 +120,6 @@ class Lessons(IterableDataset[Lesson]):
         seed: of the training.
         numbers: of the lessons, from 0.
         num_videos: of a lesson, of all processes together.
-        num_questions: Q.
         part: number of this process, and how many there are; each takes its part of a lesson.
     """
 
@@ -128,7 +130,6 @@ class Lessons(IterableDataset[Lesson]):
         seed: int,
         numbers: range,
         num_videos: int,
-        num_questions: int,
         part: tuple[int, int] = (0, 1),
     ) -> None:
         self._part = part
@@ -136,14 +137,13 @@ class Lessons(IterableDataset[Lesson]):
         self._first_seed = FIRST_SEEDS["train"] + seed * SEEDS_OF_A_TRAINING
         self._numbers = numbers
         self._num_videos = num_videos
-        self._num_questions = num_questions
 
     def __iter__(self) -> Iterator[Lesson]:
         for number in self._numbers:
             first = self._first_seed + number * SEEDS_OF_A_LESSON
             places = range(self._part[0], self._num_videos, self._part[1])
             scenes = [draw_scene(first + place) for place in places]
-            questions = [choose_questions(scene, self._num_questions) for scene in scenes]
+            questions = [choose_questions(scene, NUM_QUESTIONS) for scene in scenes]
             yield make_lesson(scenes, questions, self._tokenizer)
 
     def in_background(self) -> Iterator[Lesson]:

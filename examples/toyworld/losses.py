@@ -1,6 +1,6 @@
 """What training minimises: wrong answers, wrong hints, tokens that do not show what they cover."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,15 @@ class Weights:
     hint: float = 0.0
     label: float = 0.0
     picture: float = 0.0
+
+    def towards(self, other: "Weights", share: float) -> "Weights":
+        """A share of the way to others."""
+        return Weights(
+            *(
+                getattr(self, part.name) * (1 - share) + getattr(other, part.name) * share
+                for part in fields(self)
+            )
+        )
 
 
 def answer_loss(logits: Tensor, lesson: Lesson, weights: Weights, end_id: int) -> Tensor:

@@ -1,44 +1,33 @@
 """Muon for matrices and AdamW for the rest, on float32 weights; the forward runs in bfloat16."""
 
 import copy
-from collections.abc import Iterable
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 MATRIX_RATE, OTHER_RATE = 3e-3, 2e-3
-WARM, FLAT, LOWEST = 0.03, 0.35, 0.02
 LARGEST_GRADIENT = 1.0
 
 
-def rate_at(share: float) -> float:
-    """Learning rate over its highest at a share of the steps: up, flat, then straight down."""
-    if share < WARM:
-        return max(share / WARM, LOWEST)
-    return 1.0 if share < FLAT else 1 - (1 - LOWEST) * (share - FLAT) / (1 - FLAT)
+M = TypeVar("M", bound=nn.Module)
 
 
-class MixedPrecision:
-    """Modules that run forward and backward on a bfloat16 copy, with optimizers of the originals.
+class MixedPrecision(Generic[M]):
+    """A module that runs forward and backward on a bfloat16 copy, with optimizers of the original.
 
     Args:
-        modules: named; their float32 weights are what is trained and kept.
+        module: its float32 weights are what is trained and kept.
     """
 
-    def __init__(self, modules: dict[str, nn.Module]) -> None:
-        self._masters = modules
-        self.working = {name: copy.deepcopy(module).bfloat16() for name, module in modules.items()}
-        named = [
-            (f"{part}.{name}", weight)
-            for part, module in modules.items()
-            for name, weight in module.named_parameters()
-        ]
+    def __init__(self, module: M) -> None:
+        self.master = module
+        self.working = copy.deepcopy(module).bfloat16()
         self._groups = {
             (is_vision, is_matrix): [
                 weight
-                for name, weight in named
+                for name, weight in module.named_parameters()
                 if ("visual" in name) == is_vision and _is_matrix(name, weight) == is_matrix
             ]
             for is_vision in (False, True)
@@ -71,14 +60,13 @@ class MixedPrecision:
             share: learning rate over its highest.
             vision_share: the vision tower's rate over the others'; 0 keeps it as it is.
         """
-        pairs = list(zip(self._weights(self._masters), self._weights(self.working), strict=True))
-        for master, working in pairs:
+        masters = list(self.master.parameters())
+        for master, working in zip(masters, self.working.parameters(), strict=True):
             master.grad = None if working.grad is None else working.grad.float()
             working.grad = None
-        with_gradient = [master for master, _ in pairs if master.grad is not None]
         if dist.is_initialized():
-            _average([master.grad for master in with_gradient])
-        nn.utils.clip_grad_norm_(with_gradient, LARGEST_GRADIENT)
+            _average([master.grad for master in masters if master.grad is not None])
+        nn.utils.clip_grad_norm_(masters, LARGEST_GRADIENT)
         for optimizer, rate in zip(self._optimizers, (MATRIX_RATE, OTHER_RATE), strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = rate * share * (vision_share if group["is_vision"] else 1.0)
@@ -92,7 +80,7 @@ class MixedPrecision:
     def renew(self) -> None:
         """Copy the float32 weights to the bfloat16 ones."""
         for master, working in zip(
-            self._weights(self._masters), self._weights(self.working), strict=True
+            self.master.parameters(), self.working.parameters(), strict=True
         ):
             working.copy_(master)
 
@@ -105,18 +93,14 @@ class MixedPrecision:
             optimizer.load_state_dict(state)
         self.renew()
 
-    @staticmethod
-    def _weights(modules: dict[str, nn.Module]) -> Iterable[nn.Parameter]:
-        for module in modules.values():
-            yield from module.parameters()
-
 
 def _average(gradients: list[Tensor]) -> None:
     """Put the mean over all processes into each."""
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     dist.all_reduce(flat)
     flat /= dist.get_world_size()
-    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+    parts = torch.split(flat, [gradient.numel() for gradient in gradients])
+    for gradient, part in zip(gradients, parts, strict=True):
         gradient.copy_(part.view_as(gradient))
 
 

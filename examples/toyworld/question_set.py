@@ -51,7 +51,7 @@ def blind_answers() -> Mapping[str, str]:
         for question in ask(draw_scene(first + number, LEVELS[number % len(LEVELS)]))
     ]
     common = Counter((question.kind, question.answer) for question in questions)
-    weights: dict[str, Counter[str]] = defaultdict(Counter)
+    weights: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for question in questions:
         weights[question.text][question.answer] += 1 / common[question.kind, question.answer]
     return {text: max(answers, key=lambda a: answers[a]) for text, answers in weights.items()}

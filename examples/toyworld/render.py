@@ -77,7 +77,8 @@ def _texture(rng: np.random.Generator, tone: npt.NDArray[np.float64]) -> Image:
     slant, width = rng.integers(-1, 2), rng.integers(5, 11)
     y, x = np.mgrid[:side, :side]
     stripes = ((x + slant * y + rng.integers(width)) // width % 2) * rng.integers(22)
-    return np.clip(tone + clouds + stripes[..., None], 20, 225).astype(np.float32)
+    texture: Image = np.clip(tone + clouds + stripes[..., None], 20, 225).astype(np.float32)
+    return texture
 
 
 def _paint(frame: Image, mover: Mover, t: int, offset: npt.NDArray[np.int64]) -> None:
@@ -102,7 +103,8 @@ def _flash(frame: Image, flash: Flash) -> None:
 def _noise() -> npt.NDArray[np.float32]:
     """One long draw that every video takes its stretch of: to draw anew takes half the time."""
     draw = np.random.default_rng(0).standard_normal(NOISE_LENGTH, dtype=np.float32)
-    return draw * np.float32(NOISE)
+    scaled: npt.NDArray[np.float32] = draw * np.float32(NOISE)
+    return scaled
 
 
 @cache

@@ -1,0 +1,214 @@
+"""The stages of a training, and one training that goes through them."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from transformers import Qwen2Tokenizer
+
+from examples.toyworld.checkpoint import TEXT, fresh_model, train_tokenizer, write_checkpoint
+from examples.toyworld.forward import PackedForward, prompt_of
+from examples.toyworld.labels import FRAMES_PER_TOKEN, GROUPS
+from examples.toyworld.lessons import NUM_QUESTIONS, QUESTION_LENGTH, Lesson, Lessons
+from examples.toyworld.losses import TokenReader, Weights, answer_loss
+from examples.toyworld.optimizer import MixedPrecision
+from examples.toyworld.scene import NUM_FRAMES
+from examples.toyworld.validation import validate
+
+LOOKED_AT = 6
+"""Token frames of each video that the first stage looks at."""
+
+WARM_STEPS = 60
+TELL_EVERY = 50
+SAVE_EVERY = 250
+CHECK_EVERY = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A part of the training.
+
+    Attributes:
+        name: shown while it lasts.
+        steps: how many.
+        num_videos: of each step.
+        rates: share of the highest learning rate at the first step and at the last.
+        vision_rate: the tower's rate over the others'; 0: it rests.
+        weights: of the loss at the first step and at the last.
+        asks: whether questions are asked.
+    """
+
+    name: str
+    steps: int
+    num_videos: int
+    rates: tuple[float, float]
+    vision_rate: float
+    weights: tuple[Weights, Weights]
+    asks: bool = True
+
+
+STAGES = (
+    Stage("look", 1500, 16, (1.0, 0.02), 1.0, (Weights(label=1, picture=1),) * 2, asks=False),
+    Stage("read", 2000, 12, (1.0, 1.0), 0.0, (Weights(hint=1.0), Weights(hint=0.5))),
+    Stage(
+        "both",
+        3600,
+        8,
+        (1.0, 0.02),
+        0.2,
+        (Weights(hint=0.5, label=0.5, picture=0.5), Weights(label=0.2, picture=0.5)),
+    ),
+)
+
+
+class Learner(nn.Module):
+    """All that is trained: the model, and the reader of its tokens, which is thrown away."""
+
+    def __init__(self, tokenizer: Qwen2Tokenizer, *, seed: int) -> None:
+        super().__init__()
+        self.model = fresh_model(tokenizer, seed=seed)
+        torch.manual_seed(seed)
+        self.reader = TokenReader(tokenizer, int(TEXT["hidden_size"]))
+
+
+class Training:
+    """One training: its weights, and how far it is.
+
+    Args:
+        folder: where the state and the checkpoint are kept.
+        seed: of the first weights and of the scenes.
+        stages: gone through one after the other.
+    """
+
+    def __init__(self, folder: Path, *, seed: int, stages: Sequence[Stage] = STAGES) -> None:
+        self._folder = folder
+        self._stages = stages
+        self._seed = seed
+        self._rank, self._num_processes = 0, 1
+        if dist.is_initialized():
+            self._rank, self._num_processes = dist.get_rank(), dist.get_world_size()
+        self._tokenizer = train_tokenizer()
+        self._mixed = MixedPrecision(Learner(self._tokenizer, seed=seed))
+        self._forward = PackedForward(
+            self._mixed.working.model,
+            prompt_of(self._tokenizer),
+            num_questions=NUM_QUESTIONS,
+            length=QUESTION_LENGTH,
+        )
+        self._step = 0
+        if self._state_path.exists():
+            self._restore()
+
+    @property
+    def _state_path(self) -> Path:
+        return self._folder / "training.pt"
+
+    def _restore(self) -> None:
+        state = torch.load(self._state_path, weights_only=True)
+        if state["seed"] != self._seed:
+            raise SystemExit(
+                f"{self._folder} holds a training of seed {state['seed']}, not {self._seed}: give "
+                "that seed, or another folder"
+            )
+        self._mixed.master.load_state_dict(state["weights"])
+        self._mixed.restore(state["optimizers"])
+        self._step = state["step"]
+
+    def _save(self) -> None:
+        state = {
+            "weights": self._mixed.master.state_dict(),
+            "optimizers": self._mixed.state(),
+            "seed": self._seed,
+            "step": self._step,
+        }
+        partial = self._state_path.with_suffix(".partial")
+        torch.save(state, partial)
+        partial.replace(self._state_path)
+
+    def run(self) -> Iterator[dict[str, object]]:
+        """Go through what is left of the stages; yields what to tell."""
+        start = 0
+        for stage in self._stages:
+            stop = start + stage.steps
+            if self._step < stop:
+                yield from self._run_stage(stage, start, stop)
+            start = stop
+        if self._rank == 0:
+            write_checkpoint(self._folder, self._mixed.working.model, self._tokenizer)
+
+    def _run_stage(self, stage: Stage, start: int, stop: int) -> Iterator[dict[str, object]]:
+        lessons = Lessons(
+            self._tokenizer,
+            seed=self._seed,
+            numbers=range(self._step, stop),
+            num_videos=stage.num_videos,
+            part=(self._rank, self._num_processes),
+        ).in_background()
+        began, first = time.monotonic(), self._step
+        for lesson in lessons:
+            place = self._step - start
+            share = place / max(1, stage.steps - 1)
+            told = self._learn(lesson, stage, share)
+            warm = min(1.0, (place + 1) / WARM_STEPS)
+            rate = warm * _between(stage.rates[0], stage.rates[1], share)
+            self._mixed.step(share=rate, vision_share=stage.vision_rate)
+            self._step += 1
+            if self._step % TELL_EVERY == 0 or self._step == stop:
+                each = (time.monotonic() - began) / (self._step - first)
+                yield {
+                    "stage": stage.name,
+                    "step": f"{place + 1}/{stage.steps}",
+                    "videos_per_second": round(stage.num_videos / each, 1),
+                    "minutes_left": round(each * (stop - self._step) / 60, 1),
+                    **told,
+                }
+            is_due = self._step % CHECK_EVERY == 0 or self._step == stop
+            if stage.asks and is_due and self._rank == 0:
+                yield {
+                    "stage": stage.name,
+                    "step": self._step,
+                    "accuracy": validate(self._forward, self._tokenizer),
+                }
+            if self._rank == 0 and (self._step % SAVE_EVERY == 0 or self._step == stop):
+                self._save()
+
+    def _learn(self, lesson: Lesson, stage: Stage, share: float) -> dict[str, object]:
+        """Leave the gradients of one lesson in the copies."""
+        weights = stage.weights[0].towards(stage.weights[1], share)
+        frames, labels = lesson.frames, lesson.labels
+        if not stage.asks:
+            frames, labels = self._some_frames(frames, labels)
+        with torch.set_grad_enabled(stage.vision_rate > 0):
+            visual, deepstack = self._forward.visual_tokens(frames)
+        losses: list[Tensor] = []
+        told: dict[str, object] = {}
+        if stage.asks:
+            logits = self._forward.logits(visual, deepstack, lesson.input_ids)
+            losses.append(answer_loss(logits, lesson, weights, self._tokenizer.eos_token_id))
+            told["answers"] = round(losses[-1].item(), 3)
+        if stage.vision_rate > 0:
+            learner = self._mixed.working
+            table = learner.model.get_input_embeddings().weight
+            loss, shares = learner.reader(visual, frames, labels, table, weights)
+            losses.append(loss)
+            told["labels"] = dict(zip(GROUPS, [round(s, 2) for s in shares.tolist()], strict=True))
+            told["looking"] = round(loss.item(), 3)
+        torch.autograd.backward(losses)
+        return told
+
+    def _some_frames(self, frames: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        rng = np.random.default_rng((self._seed, self._step))
+        num_token_frames = NUM_FRAMES // FRAMES_PER_TOKEN
+        chosen = torch.from_numpy(np.sort(rng.choice(num_token_frames, LOOKED_AT, replace=False)))
+        pairs = frames.view(len(frames), num_token_frames, FRAMES_PER_TOKEN, *frames.shape[2:])
+        pairs = pairs[:, chosen]
+        return pairs.flatten(1, 2), labels[:, :, chosen]
+
+
+def _between(first: float, last: float, share: float) -> float:
+    return first + (last - first) * share

@@ -1,0 +1,173 @@
+"""Training of the toy world's model: what it learns from, and that it can be stopped."""
+
+import dataclasses
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from examples.toyworld.checkpoint import train_tokenizer
+from examples.toyworld.draw import draw_scene
+from examples.toyworld.forward import NO_TARGET
+from examples.toyworld.labels import GROUPS, NO_LABEL, TOKEN_SIDE, token_labels
+from examples.toyworld.lessons import Lessons, choose_questions
+from examples.toyworld.losses import POOL, Weights, answer_loss, pictures
+from examples.toyworld.questions import ask
+from examples.toyworld.render import render
+from examples.toyworld.scene import COLOURS, NUM_FRAMES, SIDE
+from examples.toyworld.training import STAGES, Training
+
+SCENES = [draw_scene(seed) for seed in range(40)]
+COLOUR, LETTER = list(GROUPS).index("colour"), list(GROUPS).index("letter")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer()
+
+
+def lessons(tokenizer, numbers, part=(0, 1)):
+    return list(Lessons(tokenizer, seed=0, numbers=numbers, num_videos=4, part=part))
+
+
+def under(frames, t, cell):
+    """Pixels of one token, ``(2, 16, 16, 3)``."""
+    y, x = np.array(divmod(cell, SIDE // TOKEN_SIDE)) * TOKEN_SIDE
+    return frames[2 * t : 2 * t + 2, y : y + TOKEN_SIDE, x : x + TOKEN_SIDE].astype(float)
+
+
+def test_a_token_with_the_label_of_a_colour_covers_pixels_of_it():
+    checked = 0
+    for scene in SCENES:
+        if scene.camera.far.any():
+            continue
+        frames = render(scene) / scene.gains[:, None, None, None]
+        labels = token_labels(scene)[COLOUR]
+        for t, cell in np.argwhere(labels != NO_LABEL):
+            colour = list(COLOURS.values())[labels[t, cell]]
+            distance = np.abs(under(frames, t, cell) - colour).max(axis=-1)
+            checked += 1
+            assert (distance < 25).sum() > 30
+    assert checked > 500
+
+
+def test_a_token_with_the_label_of_a_letter_covers_its_bright_dots():
+    checked = 0
+    for scene in SCENES:
+        frames = render(scene)
+        labels = token_labels(scene)[LETTER]
+        for t, cell in np.argwhere(labels != NO_LABEL):
+            pixels = under(frames, t, cell).min(axis=-1)
+            assert ((pixels > 205).any(axis=(1, 2)) & (pixels < 50).any(axis=(1, 2))).all()
+            checked += 1
+    assert checked > 40
+
+
+def test_the_background_has_no_label():
+    for scene in SCENES:
+        has_label = (token_labels(scene) != NO_LABEL).any(axis=0)
+        assert has_label.mean() < 0.5
+        if not scene.movers and not scene.flashes:
+            assert not has_label.any()
+
+
+def test_a_lesson_is_the_same_again_and_two_processes_share_it(tokenizer):
+    [whole] = lessons(tokenizer, range(7, 8))
+    [again] = lessons(tokenizer, range(7, 8))
+    assert torch.equal(whole.frames, again.frames)
+    assert torch.equal(whole.targets, again.targets)
+    for rank in range(2):
+        [part] = lessons(tokenizer, range(7, 8), part=(rank, 2))
+        assert torch.equal(part.frames, whole.frames[rank::2])
+        assert torch.equal(part.input_ids, whole.input_ids[rank::2])
+        assert torch.equal(part.labels, whole.labels[rank::2])
+
+
+def test_no_two_lessons_share_a_video(tokenizer):
+    one, other = lessons(tokenizer, range(2))
+    assert not torch.equal(one.frames[-1], other.frames[0])
+    assert not torch.equal(one.frames[0], other.frames[0])
+
+
+def test_hints_stand_at_the_words_that_name_a_thing(tokenizer):
+    names = {*COLOURS, "circle", "square", "triangle", "cross", "ring", "diamond", *"ACEHLTXZ"}
+    [lesson] = lessons(tokenizer, range(1))
+    is_hint = lesson.hints != NO_TARGET
+    assert is_hint.sum() > 20
+    for word in tokenizer.convert_ids_to_tokens(lesson.input_ids[is_hint].tolist()):
+        assert word.removeprefix("Ġ") in names
+
+
+def test_answers_of_a_kind_are_chosen_more_evenly_than_they_are_asked():
+    scenes = [draw_scene(seed) for seed in range(300)]
+    for kind, rarer in (("touch", "yes"), ("change", "none")):
+        shares = []
+        for questions in (
+            (ask(scene) for scene in scenes),
+            (choose_questions(scene, 6) for scene in scenes),
+        ):
+            answers = Counter(q.answer for asked in questions for q in asked if q.kind == kind)
+            shares.append(answers[rarer] / answers.total())
+        fair = 1 / 2 if kind == "touch" else 1 / 7
+        assert abs(shares[1] - fair) < 0.95 * abs(shares[0] - fair)
+
+
+def test_a_coarse_picture_lies_at_the_token_that_covers_it():
+    frames = torch.zeros(1, NUM_FRAMES, SIDE, SIDE, 3, dtype=torch.uint8)
+    frames[0, 5, 2 * TOKEN_SIDE : 2 * TOKEN_SIDE + POOL, 3 * TOKEN_SIDE :][..., :POOL, 1] = 255
+    values = pictures(frames)[0]
+    across = SIDE // TOKEN_SIDE
+    [[token, value]] = (values > 0).nonzero().tolist()
+    assert token == 2 * across * across + 2 * across + 3
+    assert value == 1 * 3 * (TOKEN_SIDE // POOL) ** 2 + 1 * (TOKEN_SIDE // POOL) ** 2
+
+
+def test_only_answers_ends_and_hints_enter_the_loss_each_with_its_weight(tokenizer):
+    [lesson] = lessons(tokenizer, range(1))
+    logits = torch.randn(*lesson.input_ids.shape, len(tokenizer))
+    end = tokenizer.eos_token_id
+
+    def loss(logits, **weights):
+        return answer_loss(logits, lesson, Weights(**weights), end).item()
+
+    other = logits.clone()
+    is_free = (lesson.targets == NO_TARGET) & (lesson.hints == NO_TARGET)
+    other[is_free] = 0
+    assert loss(other, hint=1) == loss(logits, hint=1)
+    losses = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 2), lesson.targets.flatten(), reduction="none"
+    ).view_as(lesson.targets)
+    is_end = lesson.targets == end
+    is_answer = (lesson.targets != NO_TARGET) & ~is_end
+    expected = losses[is_answer].mean() + 0.25 * losses[is_end].mean()
+    assert loss(logits, end=0.25) == pytest.approx(expected.item(), rel=1e-5)
+    hints = torch.nn.functional.cross_entropy(logits.flatten(0, 2), lesson.hints.flatten())
+    assert loss(logits, hint=2) - loss(logits) == pytest.approx(2 * hints.item(), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_a_training_that_was_stopped_ends_with_the_weights_of_one_that_was_not(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr("examples.toyworld.training.SAVE_EVERY", 1)
+    stages = [dataclasses.replace(stage, steps=2, num_videos=2) for stage in STAGES]
+    for name in ("whole", "stopped"):
+        (tmp_path / name).mkdir()
+    for _ in Training(tmp_path / "whole", seed=5, stages=stages).run():
+        pass
+    for told in Training(tmp_path / "stopped", seed=5, stages=stages).run():
+        if told["stage"] == "read":
+            break
+    for told in Training(tmp_path / "stopped", seed=5, stages=stages).run():
+        assert told["stage"] in ("read", "both")
+    whole, stopped = (
+        (tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "stopped")
+    )
+    assert whole == stopped
+
+
+def test_a_folder_of_another_seed_is_refused(tmp_path):
+    torch.save({"seed": 1, "step": 0}, tmp_path / "training.pt")
+    with pytest.raises(SystemExit, match="a training of seed 1, not 2"):
+        Training(tmp_path, seed=2)
