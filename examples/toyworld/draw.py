@@ -72,17 +72,18 @@ def draw_scene(seed: int, level: str | None = None) -> Scene:
 
 
 def _draw_cuts(rng: np.random.Generator) -> tuple[int, ...]:
-    """One or two cuts at any frames, odd ones too."""
+    """One or, as often, two cuts at any frames, odd ones too."""
+    count = int(rng.integers(1, 3))
     while True:
         places = np.arange(MIN_VIEW, NUM_FRAMES - MIN_VIEW + 1)
-        cuts = np.sort(rng.choice(places, int(rng.integers(1, 3)), replace=False))
+        cuts = np.sort(rng.choice(places, count, replace=False))
         if (np.diff(cuts) >= MIN_VIEW).all():
             return tuple(int(cut) for cut in cuts)
 
 
 def _draw_movers(rng: np.random.Generator, level: str, cuts: tuple[int, ...]) -> tuple[Mover, ...]:
-    """One to four; of those that meet, all keep apart or, as often, some touch."""
-    count = int(rng.integers(1, 5))
+    """One to three; of those that meet, all keep apart or, as often, some touch."""
+    count = int(rng.integers(1, 4))
     shapes = [str(shape) for shape in rng.permutation(SHAPES)]
     colours = [str(colour) for colour in rng.permutation(list(COLOURS))]
     wants_touch = bool(rng.random() < 0.5)

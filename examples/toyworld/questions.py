@@ -31,8 +31,8 @@ class Question:
         kind: one of ``KINDS``.
         text: its words, a space between any two.
         answer: one word.
-        hints: for words of ``text`` that name a thing, what else that thing is: the colour of a
-            shape, the shape of a colour, what a letter did. For training only.
+        hints: for words of ``text`` that name a thing, what could be said at once on hearing it:
+            the answer, where the words before tell what is asked. For training only.
     """
 
     kind: str
@@ -63,11 +63,9 @@ def _by_colour(mover: Mover) -> Hint:
     return mover.colour, mover.shape
 
 
-def _named(mover: Mover, rng: np.random.Generator) -> Hint:
-    """Its name and what else it is."""
-    if mover.then is not None or rng.random() < 0.5:
-        return _by_shape(mover)
-    return _by_colour(mover)
+def _name(mover: Mover, rng: np.random.Generator) -> str:
+    by_shape = mover.then is not None or rng.random() < 0.4
+    return mover.shape if by_shape else mover.colour
 
 
 def _colour(scene: Scene, rng: np.random.Generator) -> Asked:
@@ -89,18 +87,19 @@ def _count(scene: Scene, rng: np.random.Generator) -> Asked:
 def _direction(scene: Scene, rng: np.random.Generator) -> Asked:
     is_panned = np.ptp(scene.camera.near[:, 0]) > SMALL_PAN
     for mover in scene.movers:
-        hint = _named(mover, rng)
+        name = _name(mover, rng)
         if not (is_panned and mover.direction == "still"):
-            yield f"where does the {hint[0]} thing move ?", mover.direction, hint
+            answer = mover.direction
+            yield f"where does the {name} thing move ?", answer, (name, answer)
 
 
 def _end(scene: Scene, rng: np.random.Generator) -> Asked:
     for mover in scene.movers:
-        hint = _named(mover, rng)
+        name = _name(mover, rng)
         last = mover.centres[mover.stop - 1] + scene.camera.near[mover.stop - 1] - SIDE / 2
         if np.abs(last).min() >= MIDLINE:
             side = ("top" if last[1] < 0 else "bottom") + ("left" if last[0] < 0 else "right")
-            yield f"where is the {hint[0]} thing last ?", side, hint
+            yield f"where is the {name} thing last ?", side, (name, side)
 
 
 def _first(scene: Scene, rng: np.random.Generator) -> Asked:
@@ -115,9 +114,9 @@ def _first(scene: Scene, rng: np.random.Generator) -> Asked:
 def _touch(scene: Scene, rng: np.random.Generator) -> Asked:
     touching = {mover.shape for *pair, does in scene.meetings() if does for mover in pair}
     for mover in scene.movers:
-        hint = _named(mover, rng)
+        name = _name(mover, rng)
         answer = "yes" if mover.shape in touching else "no"
-        yield f"does the {hint[0]} thing touch another ?", answer, hint
+        yield f"does the {name} thing touch another ?", answer, (name, answer)
 
 
 def _letter(scene: Scene, rng: np.random.Generator) -> Asked:

@@ -20,8 +20,10 @@ from examples.toyworld.optimizer import MixedPrecision
 from examples.toyworld.scene import NUM_FRAMES
 from examples.toyworld.validation import validate
 
+NUM_TOKEN_FRAMES = NUM_FRAMES // FRAMES_PER_TOKEN
+
 LOOKED_AT = 6
-"""Token frames of each video that the first stage looks at."""
+"""Token frames of each video that the vision tower learns from; the others it only encodes."""
 
 WARM_STEPS = 60
 TELL_EVERY = 50
@@ -52,17 +54,14 @@ class Stage:
     asks: bool = True
 
 
+_LOOKING = Weights(label=1, picture=1), Weights(label=1, picture=1)
+_READING = Weights(hint=1), Weights(hint=0.5)
+_BOTH = Weights(hint=0.5, label=0.5, picture=0.5), Weights(label=0.2, picture=0.5)
+
 STAGES = (
-    Stage("look", 1500, 16, (1.0, 0.02), 1.0, (Weights(label=1, picture=1),) * 2, asks=False),
-    Stage("read", 2000, 12, (1.0, 1.0), 0.0, (Weights(hint=1.0), Weights(hint=0.5))),
-    Stage(
-        "both",
-        3600,
-        8,
-        (1.0, 0.02),
-        0.2,
-        (Weights(hint=0.5, label=0.5, picture=0.5), Weights(label=0.2, picture=0.5)),
-    ),
+    Stage("look", 1800, 16, (1.0, 0.02), vision_rate=1.0, weights=_LOOKING, asks=False),
+    Stage("read", 1800, 12, (1.0, 0.7), vision_rate=0.0, weights=_READING),
+    Stage("both", 3000, 8, (0.7, 0.02), vision_rate=0.2, weights=_BOTH),
 )
 
 
@@ -180,34 +179,57 @@ class Training:
     def _learn(self, lesson: Lesson, stage: Stage, share: float) -> dict[str, object]:
         """Leave the gradients of one lesson in the copies."""
         weights = stage.weights[0].towards(stage.weights[1], share)
-        frames, labels = lesson.frames, lesson.labels
-        if not stage.asks:
-            frames, labels = self._some_frames(frames, labels)
-        with torch.set_grad_enabled(stage.vision_rate > 0):
-            visual, deepstack = self._forward.visual_tokens(frames)
+        looked_at, others = self._split_frames()
         losses: list[Tensor] = []
         told: dict[str, object] = {}
-        if stage.asks:
-            logits = self._forward.logits(visual, deepstack, lesson.input_ids)
-            losses.append(answer_loss(logits, lesson, weights, self._tokenizer.eos_token_id))
-            told["answers"] = round(losses[-1].item(), 3)
+        with torch.set_grad_enabled(stage.vision_rate > 0):
+            frames = _token_frames(lesson.frames, looked_at)
+            seen = self._forward.visual_tokens(frames)
         if stage.vision_rate > 0:
             learner = self._mixed.working
             table = learner.model.get_input_embeddings().weight
-            loss, shares = learner.reader(visual, frames, labels, table, weights)
+            labels = lesson.labels[:, :, looked_at]
+            loss, shares = learner.reader(seen[0], frames, labels, table, weights)
             losses.append(loss)
             told["labels"] = dict(zip(GROUPS, [round(s, 2) for s in shares.tolist()], strict=True))
             told["looking"] = round(loss.item(), 3)
+        if stage.asks:
+            with torch.no_grad():
+                rest = self._forward.visual_tokens(_token_frames(lesson.frames, others))
+            visual, deepstack = _in_order(seen, rest, torch.cat([looked_at, others]))
+            logits = self._forward.logits(visual, deepstack, lesson.input_ids)
+            losses.append(answer_loss(logits, lesson, weights, self._tokenizer.eos_token_id))
+            told["answers"] = round(losses[-1].item(), 3)
         torch.autograd.backward(losses)
         return told
 
-    def _some_frames(self, frames: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def _split_frames(self) -> tuple[Tensor, Tensor]:
+        """Numbers of the token frames that are learnt from, and of the others."""
         rng = np.random.default_rng((self._seed, self._step))
-        num_token_frames = NUM_FRAMES // FRAMES_PER_TOKEN
-        chosen = torch.from_numpy(np.sort(rng.choice(num_token_frames, LOOKED_AT, replace=False)))
-        pairs = frames.view(len(frames), num_token_frames, FRAMES_PER_TOKEN, *frames.shape[2:])
-        pairs = pairs[:, chosen]
-        return pairs.flatten(1, 2), labels[:, :, chosen]
+        shuffled = torch.from_numpy(rng.permutation(NUM_TOKEN_FRAMES))
+        return shuffled[:LOOKED_AT], shuffled[LOOKED_AT:]
+
+
+def _token_frames(frames: Tensor, numbers: Tensor) -> Tensor:
+    """Frames ``(B, 2 * len(numbers), SIDE, SIDE, 3)`` of some token frames."""
+    pairs = frames.view(len(frames), NUM_TOKEN_FRAMES, FRAMES_PER_TOKEN, *frames.shape[2:])
+    return pairs[:, numbers].flatten(1, 2)
+
+
+Tokens = tuple[Tensor, list[Tensor]]
+
+
+def _in_order(seen: Tokens, rest: Tokens, numbers: Tensor) -> Tokens:
+    """Embeddings and DeepStack layers of all token frames, from two lots with their numbers."""
+    order = torch.argsort(numbers)
+
+    def joined(one: Tensor, other: Tensor) -> Tensor:
+        tokens = torch.cat([one, other], dim=1)
+        frames = tokens.view(len(tokens), NUM_TOKEN_FRAMES, -1, tokens.shape[-1])
+        return frames[:, order].flatten(1, 2)
+
+    layers = [joined(one, other) for one, other in zip(seen[1], rest[1], strict=True)]
+    return joined(seen[0], rest[0]), layers
 
 
 def _between(first: float, last: float, share: float) -> float:
