@@ -4,21 +4,29 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from jobs.eval_progress import EvalProgress
 from pipeline.cache import TokenCache, open_cache
-from pipeline.encoders.checkpoint import locate_checkpoint
 from pipeline.encoders.language_model import load_language_model, load_matching_tokenizer
-from pipeline.evaluation.answers import DEFAULT_MANNER, Manner
-from pipeline.evaluation.identity import digest_checkpoint, digest_questions
+from pipeline.encoders.qwen3_vl import resolve_device
+from pipeline.evaluation.answers import DEFAULT_MANNER, Manner, check_prompts
+from pipeline.evaluation.identity import (
+    Checkpoint,
+    digest_checkpoint,
+    digest_questions,
+    find_checkpoint,
+)
 from pipeline.evaluation.intervals import CONFIDENCE, RESAMPLES
 from pipeline.evaluation.journal import Journal
 from pipeline.evaluation.naming import match_videos
 from pipeline.evaluation.questions import Question, read_questions
-from pipeline.evaluation.readings import Reading, all_readings, answer_readings
+from pipeline.evaluation.readings import all_readings, answer_readings, check_readings
 from pipeline.evaluation.report import EvalReport, check_columns, summarize
+from pipeline.evaluation.todo import Todo, distinct_questions, unanswered
+from pipeline.evaluation.unread import UnreadVideos
 from pipeline.storage import Location
 from schemas.errors import ConfigError, VideoNotCachedError
 
@@ -29,18 +37,6 @@ SHOWN = 3
 
 SEED = 0
 """Of the bootstrap."""
-
-Todo = Mapping[str, Mapping[Reading, Sequence[Question]]]
-"""Questions without an answer, by video and reading."""
-
-
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """The model that answers: its name, its revision on the hub, and where it lies."""
-
-    name: str
-    revision: str | None
-    directory: Path
 
 
 def evaluate(
@@ -84,7 +80,10 @@ def evaluate(
     Raises:
         ConfigError: questions, columns or an ``out`` that cannot be used; the message says why.
         VideoNotCachedError: videos that are not in the cache, without ``skip_missing``.
+        PrefillError: a question that cannot be asked, before any is.
         BudgetError: the cache cannot serve a budget or threshold.
+        CacheCorruptError: videos are damaged; all others are answered.
+        CacheUnreachableError: videos cannot be read now.
         ModelError: the checkpoint cannot be loaded, or is not the one that made the cache.
     """
     started = time.monotonic()
@@ -95,16 +94,9 @@ def evaluate(
     questions, missing = _cached_questions(written, cache, skip_missing=skip_missing)
     _tell(written, questions, missing, say)
     readings = all_readings(budgets, thresholds)
-    for reading in readings:
-        reading.load(cache, questions[0].video_id)
+    check_readings(readings, cache, questions)
     checkpoint = find_checkpoint(cache, model)
-    depends_on = {
-        "questions": digest_questions(written),
-        "cache": cache.fingerprint,
-        "model": digest_checkpoint(checkpoint.directory),
-        "system": manner.system,
-        "max_new_tokens": manner.max_new_tokens,
-    }
+    depends_on = _depends_on(written, cache, checkpoint, device, manner)
     with Journal(folder, depends_on) as journal:
         todo = unanswered(questions, readings, cache, journal)
         if todo:
@@ -112,8 +104,44 @@ def evaluate(
         answers = [
             [journal.answer(each.name, q.question_id) for q in questions] for each in readings
         ]
+    rows = summarize(questions, answers, by=by, seed=SEED)
+    report = EvalReport(rows, _about(files, cache, checkpoint, missing, depends_on))
+    _write_whole(folder / RESULTS_NAME, json.dumps(report.to_json(), indent=2) + "\n")
     num_new = sum(len(asked) for by_reading in todo.values() for asked in by_reading.values())
-    about = {
+    say(
+        f"{num_new} answers in {time.monotonic() - started:.1f} s, "
+        f"{len(questions) * len(readings) - num_new} were there before; {RESULTS_NAME} in {folder}"
+    )
+    return report
+
+
+def _depends_on(
+    written: Sequence[Question],
+    cache: TokenCache,
+    checkpoint: Checkpoint,
+    device: str,
+    manner: Manner,
+) -> dict[str, Any]:
+    """What the answers depend on besides the setting; a CPU and a GPU round otherwise."""
+    return {
+        "questions": digest_questions(written),
+        "cache": cache.fingerprint,
+        "model": digest_checkpoint(checkpoint.directory),
+        "device": resolve_device(device).type,
+        "system": manner.system,
+        "max_new_tokens": manner.max_new_tokens,
+    }
+
+
+def _about(
+    files: Sequence[Path],
+    cache: TokenCache,
+    checkpoint: Checkpoint,
+    missing: Sequence[str],
+    depends_on: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What was asked of what, for the report."""
+    return {
         "questions": [str(path) for path in files],
         "cache": cache.storage.location,
         "model": checkpoint.name,
@@ -123,48 +151,6 @@ def evaluate(
         "seed": SEED,
         "depends_on": depends_on,
     }
-    report = EvalReport(summarize(questions, answers, by=by, seed=SEED), about)
-    _write_whole(folder / RESULTS_NAME, json.dumps(report.to_json(), indent=2) + "\n")
-    say(
-        f"{num_new} answers in {time.monotonic() - started:.1f} s, "
-        f"{len(questions) * len(readings) - num_new} were there before; {RESULTS_NAME} in {folder}"
-    )
-    return report
-
-
-def find_checkpoint(cache: TokenCache, model: str | None) -> Checkpoint:
-    """The checkpoint to ask: ``model``, or the one that the cache's manifest names.
-
-    Raises:
-        ConfigError: neither says.
-        ModelError: it cannot be found.
-    """
-    about = cache.manifest.about
-    name = model or about.get("model")
-    if not name:
-        raise ConfigError(
-            f"{cache.storage.location} does not say which model made it; give --model"
-        )
-    revision = about.get("revision") or None if name == about.get("model") else None
-    return Checkpoint(name, revision, locate_checkpoint(name, revision))
-
-
-def unanswered(
-    questions: Sequence[Question],
-    readings: Sequence[Reading],
-    cache: TokenCache,
-    journal: Journal,
-) -> Todo:
-    """The questions to ask, by video and reading; a video encoded anew is asked again."""
-    todo: dict[str, dict[Reading, list[Question]]] = {}
-    keys = {each.video_id: cache.row(each.video_id).key for each in questions}
-    for question in questions:
-        for reading in readings:
-            found = journal.find(reading.name, question.question_id)
-            if found is None or found.video_key != keys[question.video_id]:
-                by_reading = todo.setdefault(question.video_id, {})
-                by_reading.setdefault(reading, []).append(question)
-    return todo
 
 
 def _answer(
@@ -176,23 +162,34 @@ def _answer(
     manner: Manner,
     progress_style: str,
 ) -> None:
+    """Ask all that is left, a video at a time; those that cannot be read are told at the end.
+
+    Raises:
+        PrefillError: before anything is asked, a question that cannot be.
+        CacheCorruptError: damaged videos, when all others are answered.
+        CacheUnreachableError: unreadable ones likewise, or too many in a row.
+    """
     encoder = cache.manifest.encoder
     directory = str(checkpoint.directory)
-    model = load_language_model(directory, encoder, device=device)
     tokenizer = load_matching_tokenizer(directory, encoder)
+    check_prompts(tokenizer, distinct_questions(todo), manner)
+    model = load_language_model(directory, encoder, device=device)
+    unread = UnreadVideos(cache.storage.location, journal.path)
     progress = EvalProgress(len(todo), style=progress_style)
     try:
         for video_id, asked in todo.items():
-            journal.add(answer_readings(model, tokenizer, cache, video_id, asked, manner))
+            with unread.collecting(video_id):
+                journal.add(answer_readings(model, tokenizer, cache, video_id, asked, manner))
             progress.note(video_id)
     finally:
         progress.close()
+    unread.raise_any()
 
 
 def _default_out(files: Sequence[Path]) -> Path:
     if len(files) > 1:
         raise ConfigError("several question files have no folder of their own; give --out")
-    return files[0].with_suffix(".eval")
+    return files[0].parent / f"{files[0].stem}.eval"
 
 
 def _cached_questions(
@@ -227,7 +224,7 @@ def _tell(
             f"left out {len(written) - len(questions)} of {len(written)} questions: "
             f"{len(missing)} videos are not cached"
         )
-    partial = sum(question.columns.get("start") is not None for question in questions)
+    partial = sum(question.is_about_part for question in questions)
     if partial:
         say(
             f"{partial} questions are about a part of their video (start, end) and are asked of "

@@ -2,15 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from pipeline.evaluation.questions import Question
 from pipeline.evaluation.records import FULL, Answered
+from pipeline.evaluation.rows import require_unicode
 from pipeline.evaluation.scoring import is_right
+from pipeline.prefill import split_prompt
 from pipeline.session import Session
 from pipeline.store.video import CachedVideo
-from schemas.errors import ModelError
+from schemas.errors import ConfigError, ModelError, PrefillError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +102,36 @@ def answer_video(
     ]
 
 
-def letter_tokens(tokenizer: PreTrainedTokenizerBase, letters: str) -> dict[str, int]:
+def check_prompts(
+    tokenizer: "PreTrainedTokenizerBase",
+    questions: Sequence[Question],
+    manner: Manner = DEFAULT_MANNER,
+) -> None:
+    """Raise unless every question can be asked as it is written; needs no model.
+
+    Raises:
+        PrefillError: text that is not Unicode or holds one of the model's markers, with the id of
+            its question; a tokenizer without a chat template for videos.
+    """
+    split_prompt(tokenizer, "", num_videos=1)
+    if manner.system is not None:
+        _check_prompt(tokenizer, "", manner.system, "the system text")
+    for question in questions:
+        what = f"question {question.question_id!r} about video {question.video_id!r}"
+        _check_prompt(tokenizer, question.prompt, None, what)
+
+
+def _check_prompt(
+    tokenizer: "PreTrainedTokenizerBase", prompt: str, system: str | None, what: str
+) -> None:
+    try:
+        require_unicode(f"{prompt}{system or ''}", "it")
+        split_prompt(tokenizer, prompt, num_videos=1, system=system)
+    except (ConfigError, PrefillError) as error:
+        raise PrefillError(f"{what} cannot be asked: {error}") from error
+
+
+def letter_tokens(tokenizer: "PreTrainedTokenizerBase", letters: str) -> dict[str, int]:
     """The id of each letter's token.
 
     Raises:

@@ -2,11 +2,15 @@
 
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import xxhash
 
+from pipeline.cache import TokenCache
+from pipeline.encoders.checkpoint import locate_checkpoint
 from pipeline.evaluation.questions import Question
+from schemas.errors import ConfigError, ModelError
 
 _SUFFIXES = frozenset({".json", ".safetensors", ".jinja", ".txt"})
 """Files that decide what a checkpoint answers: weights, configuration, tokenizer, template."""
@@ -14,20 +18,52 @@ _SUFFIXES = frozenset({".json", ".safetensors", ".jinja", ".txt"})
 _CHUNK_BYTES = 1 << 24
 
 
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The model that answers: its name, its revision on the hub, and where it lies."""
+
+    name: str
+    revision: str | None
+    directory: Path
+
+
+def find_checkpoint(cache: TokenCache, model: str | None) -> Checkpoint:
+    """The checkpoint to ask: ``model``, or the one that the cache's manifest names.
+
+    Raises:
+        ConfigError: neither says.
+        ModelError: it cannot be found.
+    """
+    about = cache.manifest.about
+    name = model or about.get("model")
+    if not name:
+        raise ConfigError(
+            f"{cache.storage.location} does not say which model made it; give --model"
+        )
+    revision = about.get("revision") or None if name == about.get("model") else None
+    return Checkpoint(name, revision, locate_checkpoint(name, revision))
+
+
 def digest_checkpoint(directory: Path) -> str:
     """xxh3 over names and bytes of a checkpoint's files: another fine-tune has another digest.
 
     Raises:
-        OSError: a file that cannot be read.
+        ModelError: a file that cannot be read.
     """
     digest = xxhash.xxh3_128()
-    for path in sorted(directory.iterdir()):
-        if path.suffix not in _SUFFIXES:
-            continue
-        digest.update(f"{path.name} {path.stat().st_size} ".encode())
-        with path.open("rb") as file:
-            while chunk := file.read(_CHUNK_BYTES):
-                digest.update(chunk)
+    try:
+        for path in sorted(directory.iterdir()):
+            if path.suffix not in _SUFFIXES or path.is_dir():
+                continue
+            digest.update(f"{path.name} {path.stat().st_size} ".encode())
+            with path.open("rb") as file:
+                while chunk := file.read(_CHUNK_BYTES):
+                    digest.update(chunk)
+    except OSError as error:
+        raise ModelError(
+            f"{error.filename or directory} cannot be read: {error.strerror}; expected a "
+            "checkpoint whose files are all there, so correct its permissions or fetch it again"
+        ) from error
     return str(digest.hexdigest())
 
 

@@ -3,7 +3,8 @@
 Questions about one video stand or fall together, so videos are resampled, each with all its
 questions. All settings are resampled alike: their differences are paired.
 
-Dimension key: S settings, Q questions, V videos, G groups, R resamples.
+Dimension key: S settings, Q questions, V videos, G groups, R resamples, C cells: pairs of a video
+and a group with at least one question, ordered by group; at most Q.
 """
 
 from collections.abc import Sequence
@@ -16,7 +17,8 @@ RESAMPLES = 2000
 
 CONFIDENCE = 0.95
 
-_DRAWS_AT_ONCE = 1 << 22
+_DRAWS_AT_ONCE = 1 << 21
+"""Numbers in one array; some ten such arrays are in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +59,10 @@ def mean_intervals(
     if values.shape[1] != len(videos_Q) or not len(videos_Q):
         raise ValueError(f"{values.shape[1]} values for {len(videos_Q)} questions; expected equal")
     video_Q, num_videos = _numbered(videos_Q)
-    group_Q, num_groups = _numbered(groups_Q if groups_Q is not None else [0] * len(videos_Q))
-    shape = num_videos, num_groups
-    cell_Q = video_Q * num_groups + group_Q
-    sums_SVG = np.stack([_summed(row, cell_Q, shape) for row in values])
-    counts_VG = _summed(np.ones(len(cell_Q)), cell_Q, shape)
-    whole_S = _means(np.ones((1, num_videos)), sums_SVG, counts_VG)[:, 0]
-    resampled_SR = _resampled(sums_SVG, counts_VG, resamples, seed)
+    group_Q, _ = _numbered(groups_Q if groups_Q is not None else [0] * len(videos_Q))
+    cells = _sum_cells(values, video_Q, group_Q, num_videos)
+    whole_S = cells.means(np.ones((1, num_videos)))[:, 0]
+    resampled_SR = _resampled(cells, num_videos, resamples, seed)
     tail = 100 * (1 - CONFIDENCE) / 2
     low_S, high_S = np.percentile(resampled_SR, [tail, 100 - tail], axis=1)
     return [
@@ -101,41 +100,62 @@ def paired_intervals(
     )
 
 
-def _resampled(
-    sums_SVG: NDArray[np.float64], counts_VG: NDArray[np.float64], resamples: int, seed: int
-) -> NDArray[np.float64]:
+@dataclass(frozen=True, slots=True)
+class _Cells:
+    """Sums by video and group; no array is as large as V times G.
+
+    Attributes:
+        videos: ``(C,)`` number of each cell's video.
+        counts: ``(C,)`` questions in it.
+        sums: ``(S, C)`` sums of their values.
+        starts: ``(G,)`` first cell of each group.
+    """
+
+    videos: NDArray[np.int64]
+    counts: NDArray[np.float64]
+    sums: NDArray[np.float64]
+    starts: NDArray[np.int64]
+
+    def means(self, times_RV: NDArray[np.float64]) -> NDArray[np.float64]:
+        """``(S, R)``: the mean of the means of groups, each video counted ``times_RV`` times."""
+        times_RC = times_RV[:, self.videos]
+        counts_RG = np.add.reduceat(times_RC * self.counts, self.starts, axis=1)
+        is_there_RG = counts_RG > 0
+        counts_RG[~is_there_RG] = 1
+        means = np.empty((len(self.sums), len(times_RV)))
+        for means_R, sums_C in zip(means, self.sums, strict=True):
+            sums_RG = np.add.reduceat(times_RC * sums_C, self.starts, axis=1)
+            means_R[:] = (sums_RG / counts_RG).sum(axis=1) / is_there_RG.sum(axis=1)
+        return means
+
+
+def _sum_cells(
+    values_SQ: NDArray[np.float64],
+    video_Q: NDArray[np.int64],
+    group_Q: NDArray[np.int64],
+    num_videos: int,
+) -> _Cells:
+    pairs_C, cell_Q = np.unique(group_Q * num_videos + video_Q, return_inverse=True)
+    return _Cells(
+        videos=pairs_C % num_videos,
+        counts=np.bincount(cell_Q).astype(np.float64),
+        sums=np.stack([np.bincount(cell_Q, weights=values_Q) for values_Q in values_SQ]),
+        starts=np.flatnonzero(np.diff(pairs_C // num_videos, prepend=-1)),
+    )
+
+
+def _resampled(cells: _Cells, num_videos: int, resamples: int, seed: int) -> NDArray[np.float64]:
     """``(S, R)`` means; the videos of resample r are row r of ``rng.integers(V, size=(R, V))``."""
     rng = np.random.default_rng(seed)
-    num_videos = len(counts_VG)
-    at_once = max(1, _DRAWS_AT_ONCE // num_videos)
+    at_once = max(1, _DRAWS_AT_ONCE // max(num_videos, len(cells.videos)))
     parts = []
     for first in range(0, resamples, at_once):
         rows = min(at_once, resamples - first)
         drawn = rng.integers(num_videos, size=(rows, num_videos))
         drawn += np.arange(rows)[:, None] * num_videos
         times = np.bincount(drawn.ravel(), minlength=rows * num_videos)
-        times_RV = times.reshape(rows, num_videos).astype(np.float64)
-        parts.append(_means(times_RV, sums_SVG, counts_VG))
+        parts.append(cells.means(times.reshape(rows, num_videos).astype(np.float64)))
     return np.concatenate(parts, axis=1)
-
-
-def _means(
-    times_RV: NDArray[np.float64], sums_SVG: NDArray[np.float64], counts_VG: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """``(S, R)``: the mean of the means of groups, each video counted ``times_RV`` times."""
-    counts_RG = times_RV @ counts_VG
-    is_there = counts_RG > 0
-    means_SRG = (times_RV @ sums_SVG) / np.where(is_there, counts_RG, 1)
-    means: NDArray[np.float64] = means_SRG.sum(axis=2) / is_there.sum(axis=1)
-    return means
-
-
-def _summed(
-    values_Q: NDArray[np.float64], cell_Q: NDArray[np.int64], shape: tuple[int, int]
-) -> NDArray[np.float64]:
-    """Sums by video and group, of that shape."""
-    sums = np.bincount(cell_Q, weights=values_Q, minlength=shape[0] * shape[1])
-    return sums.reshape(shape).astype(np.float64)
 
 
 def _numbered(names: Sequence[object]) -> tuple[NDArray[np.int64], int]:

@@ -1,13 +1,17 @@
 """How question files name things: our own, and the annotations of four public benchmarks."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from pipeline.evaluation.rows import Row
 from schemas.errors import ConfigError
 
 NUM_OPTION_COLUMNS = 5
 """Of LongVideoBench's Parquet files."""
+
+_ID_IN_URL = re.compile(r"(?:[?&]v=|youtu\.be/|/shorts/)([\w-]+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +29,8 @@ class Layout:
         strange: keys that it never has.
         needs_options: every question has options.
         names_task: the file's name is a column, ``task``.
+        part_start: key of where the part of the video begins that a question is about, "" where
+            questions are about whole videos.
     """
 
     name: str
@@ -37,6 +43,7 @@ class Layout:
     strange: frozenset[str] = frozenset()
     needs_options: bool = True
     names_task: bool = False
+    part_start: str = ""
 
 
 TOKENREEL = Layout(
@@ -69,6 +76,7 @@ MVBENCH = Layout(
     signs=frozenset({"video", "candidates"}),
     strange=frozenset({"question_type"}),
     names_task=True,
+    part_start="start",
 )
 MLVU = Layout(
     name="mlvu",
@@ -116,8 +124,10 @@ def detect_layout(rows: Sequence[Row]) -> Layout:
 def unfold(rows: Sequence[Row]) -> list[Row]:
     """A row per question, its options a list, whichever form of an annotation was published.
 
-    Rows of Video-MME may be videos with a list ``questions``; those of LongVideoBench may have
-    ``option0`` to ``option4``, "N/A" where there are fewer.
+    Rows of Video-MME may be videos with a list ``questions``: the video's file is named by
+    ``videoID``, or that is part of its ``url``, and ``video_id`` is a number among the videos.
+    Rows of LongVideoBench may have ``option0`` to ``option4``, the last ones "N/A" where there are
+    fewer.
 
     Raises:
         ConfigError: a question that is no object.
@@ -129,7 +139,9 @@ def _with_candidates(row: Row) -> Row:
     if "candidates" in row.values or not {"option0", "correct_choice"} <= row.values.keys():
         return row
     names = [f"option{number}" for number in range(NUM_OPTION_COLUMNS)]
-    options = [row.values[name] for name in names if row.values.get(name) not in (None, "N/A")]
+    options = [row.values.get(name) for name in names]
+    while options and options[-1] in (None, "N/A"):
+        options.pop()
     values = {name: value for name, value in row.values.items() if name not in names}
     return replace(row, values={**values, "candidates": options})
 
@@ -140,9 +152,15 @@ def _unfolded(row: Row) -> Iterator[Row]:
         yield row
         return
     of_video = {name: value for name, value in row.values.items() if name != "questions"}
-    of_video.setdefault("videoID", of_video.get("video_id"))
+    if not of_video.get("videoID"):
+        of_video["videoID"] = _id_in_url(of_video.get("url")) or of_video.get("video_id")
     for number, values in enumerate(inner, 1):
         where = f"{row.where}, question {number}"
         if not isinstance(values, dict):
             raise ConfigError(f"{where}: expected a JSON object, found {str(values)[:60]!r}")
         yield replace(row, values={**of_video, **values}, where=where)
+
+
+def _id_in_url(url: Any) -> str | None:
+    found = _ID_IN_URL.search(url) if isinstance(url, str) else None
+    return found[1] if found else None

@@ -4,7 +4,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ class Question:
         answer: the letter of the right option, or the short answer.
         options: without letters; empty where a short answer is expected.
         columns: all else that is known, to break results down by.
+        is_about_part: asked of a part of the video, by its annotation.
     """
 
     question_id: str
@@ -42,6 +43,7 @@ class Question:
     answer: str
     options: tuple[str, ...] = ()
     columns: Mapping[str, Scalar] = field(default_factory=dict)
+    is_about_part: bool = False
 
     @property
     def letters(self) -> str:
@@ -70,23 +72,45 @@ def read_questions(paths: Sequence[Path], *, layout: str = "auto") -> list[Quest
         layout: one of ``LAYOUTS``; "auto" goes by the keys of each file's first row.
 
     Raises:
-        ConfigError: a file, row or value that cannot be used, with its place; an id given twice.
+        ConfigError: a file, row or value that cannot be used, with its place; an id or a file
+            given twice.
     """
     questions = []
-    for path in paths:
+    places: dict[str, list[str]] = {}
+    made = set()
+    for path, count in Counter(paths).items():
+        if count > 1:
+            raise ConfigError(f"{path} is given twice; give each file once")
         rows = unfold(read_rows(path))
         if not rows:
             raise ConfigError(f"{path} holds no question")
         chosen = detect_layout(rows) if layout == "auto" else _layout(layout)
-        questions += [_question(row, number, chosen) for number, row in enumerate(rows, 1)]
-    counts = Counter(question.question_id for question in questions)
-    repeated = [name for name, count in counts.items() if count > 1]
-    if repeated:
-        raise ConfigError(
-            f"{len(repeated)} question ids are given more than once, the first {repeated[0]!r}; "
-            "give each question an id of its own, or leave the ids out"
-        )
+        for number, row in enumerate(rows, 1):
+            question = _question(row, number, chosen)
+            questions.append(question)
+            places.setdefault(question.question_id, []).append(row.where)
+            if not _has_id(row, chosen):
+                made.add(question.question_id)
+    _check_ids(places, made)
     return questions
+
+
+def _check_ids(places: Mapping[str, Sequence[str]], made: Set[str]) -> None:
+    """Raise ConfigError where an id stands at two places; ``made`` ones come from a file's name."""
+    repeated = [name for name, found in places.items() if len(found) > 1]
+    if not repeated:
+        return
+    first = repeated[0]
+    advice = "give each question an id of its own, or leave the ids out"
+    if first in made:
+        advice = (
+            "a question without an id gets its file's name and its place there, so rename one of "
+            "the files, or give the questions ids"
+        )
+    raise ConfigError(
+        f"{len(repeated)} question ids are given more than once, the first {first!r} at "
+        f"{' and '.join(places[first][:2])}; {advice}"
+    )
 
 
 def _layout(name: str) -> Layout:
@@ -104,15 +128,20 @@ def _question(row: Row, number: int, layout: Layout) -> Question:
     if layout.names_task:
         columns.setdefault("task", row.task)
     answer = _right_letter(row, layout, options, written) if options else _text(row, layout.answer)
-    has_id = row.values.get(layout.question_id) is not None
+    id_made = f"{row.task}:{number}"
     return Question(
-        question_id=_text(row, layout.question_id) if has_id else f"{row.task}:{number}",
+        question_id=_text(row, layout.question_id) if _has_id(row, layout) else id_made,
         video_id=_text(row, video_key),
         text=_text(row, "question"),
         answer=answer,
         options=tuple(options),
         columns=columns,
+        is_about_part=bool(layout.part_start) and row.values.get(layout.part_start) is not None,
     )
+
+
+def _has_id(row: Row, layout: Layout) -> bool:
+    return row.values.get(layout.question_id) is not None
 
 
 def _text(row: Row, key: str) -> str:

@@ -3,9 +3,8 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
+from itertools import islice
+from typing import TYPE_CHECKING, Any
 
 from pipeline.cache import TokenCache
 from pipeline.evaluation.answers import Manner, answer_video
@@ -13,6 +12,13 @@ from pipeline.evaluation.questions import Question
 from pipeline.evaluation.records import FULL, Answered
 from pipeline.session import Session
 from pipeline.store.video import CachedVideo
+from schemas.errors import CacheCorruptError, CacheUnreachableError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+MOST_TRIED = 3
+"""Videos read to find out whether readings are possible."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +56,31 @@ def all_readings(
     return list({reading.name: reading for reading in readings}.values())
 
 
+def check_readings(
+    readings: Sequence[Reading], cache: TokenCache, questions: Sequence[Question]
+) -> None:
+    """Read one video at each reading, so that an impossible one is told before anything is asked.
+
+    Videos that cannot be read say nothing about readings; of these at most ``MOST_TRIED`` are
+    passed over.
+
+    Raises:
+        BudgetError: the cache cannot serve a budget or threshold.
+        ConfigError: a budget out of range.
+    """
+    video_ids = dict.fromkeys(question.video_id for question in questions)
+    for video_id in islice(video_ids, MOST_TRIED):
+        try:
+            for reading in readings:
+                reading.load(cache, video_id)
+        except (CacheCorruptError, CacheUnreachableError):
+            continue
+        return
+
+
 def answer_readings(
     model: Any,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: "PreTrainedTokenizerBase",
     cache: TokenCache,
     video_id: str,
     asked: Mapping[Reading, Sequence[Question]],

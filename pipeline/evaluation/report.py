@@ -3,10 +3,9 @@
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.evaluation.intervals import RESAMPLES, Interval, mean_intervals, paired_intervals
 from pipeline.evaluation.questions import Question
@@ -109,7 +108,8 @@ def summarize(
         questions: Q of them.
         answers_SQ: for each of S settings the Q answers, in the order of ``questions``.
         by: columns to break results down by; the first also gives a mean over its groups, in
-            which each counts the same however many questions it has.
+            which each counts the same however many questions it has. Questions without the column
+            are a group of their own, which is not in that mean.
         resamples: of the bootstrap over videos.
         seed: of its draw.
 
@@ -118,15 +118,18 @@ def summarize(
     """
     check_columns(questions, by)
     table = _Table(questions, answers_SQ, resamples, seed)
-    everything = np.arange(len(questions))
-    rows = list(table.rows(everything, "", "all"))
+    rows = list(table.rows(range(len(questions)), "", "all"))
     for number, name in enumerate(by):
-        values = [question.columns.get(name) for question in questions]
-        if number == 0:
-            rows += table.rows(everything, name, MEAN_OF_GROUPS, groups=values)
-        for value in sorted(set(values), key=_place):
-            chosen = np.flatnonzero([each == value for each in values])
-            rows += table.rows(chosen, name, value)
+        groups = [_group(question.columns.get(name)) for question in questions]
+        grouped = [index for index, group in enumerate(groups) if group.value is not None]
+        if number == 0 and grouped:
+            of_grouped = [groups[index] for index in grouped]
+            rows += table.rows(grouped, name, MEAN_OF_GROUPS, groups=of_grouped)
+        members: dict[_Group, list[int]] = {}
+        for index, group in enumerate(groups):
+            members.setdefault(group, []).append(index)
+        for group in sorted(members, key=_place):
+            rows += table.rows(members[group], name, group.value)
     return tuple(rows)
 
 
@@ -148,13 +151,13 @@ class _Table:
 
     def rows(
         self,
-        chosen: NDArray[np.int64],
+        chosen: Sequence[int],
         by: str,
         group: Scalar,
         *,
-        groups: Sequence[Scalar] | None = None,
+        groups: Sequence[object] | None = None,
     ) -> Iterator[ResultRow]:
-        """One row per setting, over the chosen questions."""
+        """One row per setting, over the chosen questions, whose ``groups`` stand in their order."""
         answers_SQ = [[answers[index] for index in chosen] for answers in self.answers]
         videos_Q = [answer.video_id for answer in answers_SQ[0]]
         right_SQ = np.array([[answer.is_right for answer in row] for row in answers_SQ])
@@ -181,8 +184,19 @@ def _ends(interval: Interval, *, sign: str = "") -> str:
     return f"{interval.low:{sign}.4f} .. {interval.high:{sign}.4f}"
 
 
-def _place(value: Scalar) -> tuple[bool, bool, float, str]:
-    """Numbers by size, then text, then None."""
-    is_text = isinstance(value, str)
-    number = 0.0 if value is None or isinstance(value, str) else float(value)
-    return value is None, is_text, number, str(value)
+class _Group(NamedTuple):
+    """A column's value; ``true`` is another one than 1, though they are equal."""
+
+    is_bool: bool
+    value: Scalar
+
+
+def _group(value: Scalar) -> _Group:
+    return _Group(isinstance(value, bool), value)
+
+
+def _place(group: _Group) -> tuple[bool, bool, float, str]:
+    """Numbers by size, then text, then None; integers may be beyond the largest float."""
+    value = group.value
+    number = 0 if value is None or isinstance(value, str) else value
+    return value is None, isinstance(value, str), number, str(value)

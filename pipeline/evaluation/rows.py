@@ -1,12 +1,15 @@
 """Rows of a question file: a JSON list, JSON lines or Parquet, each with its place for messages."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from schemas.errors import ConfigError
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +31,8 @@ def read_rows(path: Path) -> list[Row]:
     """All rows of a ``.parquet`` file, or of a JSON list or JSON lines under any other name.
 
     Raises:
-        ConfigError: no such file, a line that is no JSON object, or no row at all.
+        ConfigError: no such file, a line that is no JSON object, text that is not Unicode, or no
+            row at all.
     """
     try:
         read = _read_parquet if path.suffix.lower() == ".parquet" else _read_json
@@ -37,7 +41,38 @@ def read_rows(path: Path) -> list[Row]:
         raise ConfigError(f"cannot read questions {path}: {error.strerror or error}") from error
     if not rows:
         raise ConfigError(f"{path} holds no question; expected a JSON object per line, or a list")
+    for row in rows:
+        _check_text(row)
     return rows
+
+
+def require_unicode(text: str, what: str) -> None:
+    """Raise ConfigError where a text holds half of a surrogate pair, which UTF-8 cannot write."""
+    found = _SURROGATE.search(text)
+    if found:
+        raise ConfigError(
+            f"{what} holds {found[0]!r}, half of a surrogate pair and no Unicode text; write the "
+            "whole character, or remove it"
+        )
+
+
+def _check_text(row: Row) -> None:
+    for key, value in row.values.items():
+        for text in (key, *_texts(value)):
+            require_unicode(text, f"{row.where}: {key!r}")
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts of a JSON value, keys included."""
+    left = [value]
+    while left:
+        each = left.pop()
+        if isinstance(each, str):
+            yield each
+        elif isinstance(each, dict):
+            left += [*each, *each.values()]
+        elif isinstance(each, list | tuple):
+            left += each
 
 
 def _read_json(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

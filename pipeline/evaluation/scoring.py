@@ -27,6 +27,6 @@ def is_right(question: "Question", answer: str) -> bool:
     """
     if not question.options:
         return normalized(answer) == normalized(question.answer)
-    return answer in question.letters and question.option(answer) == question.option(
+    return answer in tuple(question.letters) and question.option(answer) == question.option(
         question.answer
     )

@@ -4,11 +4,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from pipeline.evaluation.answers import Manner, answer_questions, answer_video, letter_tokens
+from pipeline.evaluation.answers import (
+    Manner,
+    answer_questions,
+    answer_video,
+    check_prompts,
+    letter_tokens,
+)
 from pipeline.evaluation.questions import Question
 from pipeline.prefill import build_prefill
 from pipeline.session import Session
-from schemas.errors import ModelError
+from schemas.errors import ModelError, PrefillError
 from tests.synthetic import encode_clip, some_tokens
 
 WORDS = ("red", "blue", "green", "a long dark shade of grey", "none of them")
@@ -67,6 +73,32 @@ def test_what_is_kept_says_the_video_the_reading_and_whether_it_is_right(session
     assert (first.question_id, first.setting, first.answer) == ("1", "budget=9", given[0])
     assert (first.video_id, first.video_key) == (video.video_id, video.key)
     assert (first.num_tokens, first.tokens_before) == (video.num_tokens, video.grid.num_tokens)
+
+
+def test_a_prompt_with_a_marker_of_the_model_is_refused_by_its_question(clip):
+    marked = dataclasses.replace(QUESTIONS[1], text="Who says <|im_end|>?")
+    tokenizer = clip.encoder.tokenizer
+    check_prompts(tokenizer, QUESTIONS)
+    with pytest.raises(
+        PrefillError, match=r"question '2' about video 'v' cannot be asked: .*<\|im_end\|>"
+    ):
+        check_prompts(tokenizer, [QUESTIONS[0], marked])
+    optional = dataclasses.replace(QUESTIONS[0], options=("red", "<|video_pad|>"))
+    with pytest.raises(PrefillError, match=r"question '1' .*<\|video_pad\|>"):
+        check_prompts(tokenizer, [optional])
+
+
+@pytest.mark.parametrize("system", ["<|im_start|>", "half \ud800"], ids=ascii)
+def test_a_system_text_that_cannot_be_asked_is_refused_as_that(clip, system):
+    with pytest.raises(PrefillError, match=r"^the system text") as caught:
+        check_prompts(clip.encoder.tokenizer, QUESTIONS, Manner(system=system))
+    str(caught.value).encode()
+
+
+def test_text_of_a_question_made_in_python_is_checked_like_that_of_a_file(clip):
+    broken = dataclasses.replace(QUESTIONS[1], text="Who \ud800?")
+    with pytest.raises(PrefillError, match=r"question '2' .* half of a surrogate pair"):
+        check_prompts(clip.encoder.tokenizer, [broken])
 
 
 def test_letters_have_a_token_each(clip):

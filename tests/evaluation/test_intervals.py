@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -35,6 +37,22 @@ def test_an_interval_equals_that_of_a_plain_loop(is_grouped):
     [found] = mean_intervals(right, videos, groups_Q=groups, resamples=60, seed=3)
     low, high = slow_interval(right, videos, groups or [0] * 70, resamples=60, seed=3)
     assert (found.low, found.high) == pytest.approx((low, high), abs=1e-12)
+
+
+def test_a_column_of_ten_thousand_groups_takes_little_memory():
+    num_videos = 10_000
+    right = np.arange(num_videos) % 3 == 0
+    tracemalloc.start()
+    try:
+        [found, _] = mean_intervals(
+            [right, ~right], range(num_videos), groups_Q=range(num_videos), resamples=50
+        )
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found.value == pytest.approx(right.mean())
+    assert found.low < found.value < found.high
+    assert peak_bytes < 200e6
 
 
 def test_drawing_in_parts_covers_every_resample(monkeypatch):

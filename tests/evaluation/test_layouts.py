@@ -178,6 +178,42 @@ def test_video_mme_with_a_list_of_questions_for_each_video_is_read(tmp_path):
     assert questions[1].columns["domain"] == "Knowledge"
 
 
+@pytest.mark.parametrize(
+    ("named", "video_id"),
+    [
+        ({"videoID": "aB-3_x", "url": "https://example.com/watch?v=other"}, "aB-3_x"),
+        ({"url": "https://example.com/watch?v=aB-3_x&t=3"}, "aB-3_x"),
+        ({"url": "https://example.com/watch?t=3&v=aB-3_x"}, "aB-3_x"),
+        ({"url": "https://youtu.be/aB-3_x?t=3"}, "aB-3_x"),
+        ({"url": "https://example.com/shorts/aB-3_x"}, "aB-3_x"),
+        ({"url": "https://example.com/"}, "001"),
+        ({"url": None}, "001"),
+    ],
+)
+def test_a_video_of_video_mme_is_the_one_its_file_is_named_after(tmp_path, named, video_id):
+    asked = {"question_id": "1", "question": "Which?", "options": ["A. x", "B. y"], "answer": "A"}
+    rows = [{"video_id": "001", **named, "questions": [asked]}]
+    [question] = read_questions([as_list(tmp_path, rows)])
+    assert question.video_id == video_id
+
+
+def test_only_mvbenchs_start_and_end_are_a_part_of_the_video(tmp_path):
+    read = read_questions([as_list(tmp_path, MVBENCH)])
+    assert [each.is_about_part for each in read] == [True, False]
+    [other] = read_questions([as_list(tmp_path, [{**MLVU[0], "start": 2.5}])])
+    assert not other.is_about_part
+
+
+def test_an_option_that_is_not_available_keeps_its_place_unless_it_ends_the_list(tmp_path):
+    row = {k: v for k, v in LONGVIDEOBENCH[0].items() if k != "candidates"}
+    options = dict(zip([f"option{n}" for n in range(5)], ["a", "N/A", "b", "c", "d"], strict=True))
+    [whole] = read_questions([as_list(tmp_path, [{**row, **options, "correct_choice": 2}])])
+    assert (whole.option(whole.answer), len(whole.options)) == ("b", 5)
+    ends = {**options, "option3": "N/A", "option4": None, "correct_choice": 2}
+    [cut] = read_questions([as_list(tmp_path, [{**row, **ends}])])
+    assert (cut.option(cut.answer), cut.options) == ("b", ("a", "N/A", "b"))
+
+
 def test_longvideobench_with_a_column_for_each_option_is_read(tmp_path):
     rows = []
     for row in LONGVIDEOBENCH:

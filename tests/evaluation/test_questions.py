@@ -110,9 +110,48 @@ def test_a_missing_file_and_a_parquet_that_is_none_are_refused(tmp_path):
         read_questions([tmp_path / "q.parquet"])
 
 
-def test_an_id_given_twice_is_refused(write):
-    with pytest.raises(ConfigError, match="1 question ids are given more than once"):
-        read_questions([write(asked("x", question_id=7), asked("y", question_id="7"))])
+@pytest.mark.parametrize(
+    "row",
+    [
+        asked("red", note="half \ud800"),
+        {**asked("red"), "question": "Which \ud800?"},
+        asked("\udfff"),
+        asked("red", ["red", "\ud83d"]),
+        asked("red", **{"\ud800": 1}),
+        asked("red", seen=[{"a": "\ud800"}]),
+    ],
+    ids=["column", "question", "answer", "option", "key", "nested"],
+)
+def test_text_that_is_not_unicode_is_refused_with_its_line(write, row):
+    path = write(asked("red"), row)
+    with pytest.raises(ConfigError, match=r"half of a surrogate pair.*; write the whole") as caught:
+        read_questions([path])
+    assert str(caught.value).startswith(f"{path}, line 2: ")
+    str(caught.value).encode()
+
+
+def test_an_id_given_twice_is_refused_with_both_places(write):
+    path = write(asked("x", question_id=7), asked("y", question_id="7"))
+    with pytest.raises(ConfigError, match="1 question ids are given more than once") as caught:
+        read_questions([path])
+    assert f"'7' at {path}, line 1 and {path}, line 2; give each question an" in str(caught.value)
+
+
+def test_files_of_one_name_without_ids_are_told_to_be_renamed(write, tmp_path):
+    paths = []
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        paths.append(write(asked("x"), name=f"{folder}/q.jsonl"))
+    with pytest.raises(ConfigError, match=r"'q:1' at .*a/q\.jsonl, line 1 and .*b/") as caught:
+        read_questions(paths)
+    assert "a question without an id gets its file's name and its place there" in str(caught.value)
+    assert "rename one of the files" in str(caught.value)
+
+
+def test_a_file_given_twice_is_refused_as_that(write):
+    path = write(asked("x", question_id="one"))
+    with pytest.raises(ConfigError, match=r"questions\.jsonl is given twice; give each file once"):
+        read_questions([path, path])
 
 
 def test_several_files_are_one_set_of_questions(write):

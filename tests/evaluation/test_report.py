@@ -63,6 +63,39 @@ def test_groups_stand_in_order_numbers_before_text_and_none_last():
     assert "(none)" in render_table(EvalReport(rows).table())
 
 
+def by_column(values):
+    """Rows broken down by a column of these values, one a question."""
+    questions = [
+        Question(f"q{n}", VIDEOS[n], "?", "x", columns={} if value is None else {"c": value})
+        for n, value in enumerate(values)
+    ]
+    return summarize(questions, ANSWERS[:1], by=["c"])
+
+
+def test_questions_without_the_column_do_not_count_in_the_mean_of_groups():
+    rows = found(by_column(["b", "b", "g", None]))
+    mean = rows["c", MEAN_OF_GROUPS, FULL]
+    assert (mean.num_questions, mean.accuracy.value) == (3, 0.5)
+    assert rows["c", None, FULL].num_questions == 1
+
+
+def test_a_column_without_any_value_has_no_mean_of_groups():
+    questions = [Question("q", "a", "?", "x", columns={"c": None})]
+    rows = summarize(questions, [ANSWERS[0][:1]], by=["c"])
+    assert [row.group for row in rows] == ["all", None]
+
+
+def test_numbers_beyond_those_of_floats_are_groups_in_their_order():
+    rows = by_column([10**400, 2.5, -(10**400), 3])
+    assert [row.group for row in rows[2:]] == [-(10**400), 2.5, 3, 10**400]
+
+
+def test_true_and_one_are_two_groups_and_one_and_one_point_nought_the_same():
+    rows = by_column([True, 1, 1.0, False])
+    assert [(row.group, row.num_questions) for row in rows[2:]] == [(False, 1), (1, 2), (True, 1)]
+    assert rows[1].accuracy.value == pytest.approx((1 + 0.5 + 1) / 3)
+
+
 def test_an_unknown_column_is_refused_with_those_there_are():
     with pytest.raises(ConfigError, match=r"no question has the column 'sort'.*: kind, level"):
         check_columns(QUESTIONS, ["kind", "sort"])

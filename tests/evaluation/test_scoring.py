@@ -36,6 +36,12 @@ def test_a_letter_is_right_when_its_option_reads_as_the_right_one():
     assert [is_right(question, letter) for letter in "ABCD"] == [True, False, True, False]
 
 
+@pytest.mark.parametrize("answer", ["", "AB", "ABC", "BC"])
+def test_an_answer_that_is_not_one_letter_is_wrong(answer):
+    question = Question("q", "v", "Which?", "A", options=("red", "red", "red"))
+    assert not is_right(question, answer)
+
+
 def test_the_prompt_lists_the_options_and_asks_for_a_letter():
     question = Question("q", "v", "Which colour?", "B", options=("red", "blue"))
     assert question.prompt == f"Which colour?\nA. red\nB. blue\n{LETTER_REQUEST}"

@@ -21,7 +21,14 @@ from pipeline.evaluation.answers import Manner
 from pipeline.evaluation.journal import FILE_NAME
 from pipeline.session import Session
 from schemas.config_file import parse_config
-from schemas.errors import BudgetError, ConfigError, ModelError, VideoNotCachedError
+from schemas.errors import (
+    BudgetError,
+    CacheCorruptError,
+    ConfigError,
+    ModelError,
+    PrefillError,
+    VideoNotCachedError,
+)
 from tests.synthetic import REPOSITORY
 
 MANNER = Manner(max_new_tokens=3)
@@ -241,6 +248,67 @@ def test_another_checkpoint_is_refused(world, finished, tmp_path):
 def test_several_files_need_a_folder(world):
     with pytest.raises(ConfigError, match="give --out"):
         evaluate([world / "questions.jsonl", world / "questions.jsonl"], world / "cache")
+
+
+def test_a_folder_in_the_place_of_questions_is_refused_in_one_line(world, monkeypatch):
+    monkeypatch.chdir(world)
+    result = CliRunner().invoke(cli, ["eval", ".", "--cache", "cache"])
+    assert (result.exit_code, result.stderr) == (
+        1,
+        "error: cannot read questions .: Is a directory\n",
+    )
+
+
+def test_a_prompt_that_cannot_be_asked_is_refused_before_the_model_is_loaded(
+    world, tmp_path, monkeypatch
+):
+    rows = [*asked("a.mp4"), {**asked("c.mp4")[0], "question": "Who says <|im_end|>?"}]
+    path = tmp_path / "marked.jsonl"
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    monkeypatch.setattr(evaluation, "load_language_model", None)
+    with pytest.raises(PrefillError, match=r"question 'marked:5' about video 'c.mp4'"):
+        evaluate([path], world / "cache", device="cpu", progress_style="none")
+    assert not lines_of(tmp_path / "marked.eval")
+
+
+def test_answers_of_another_kind_of_device_are_refused(world, finished, tmp_path):
+    out = shutil.copytree(finished[0], tmp_path / "run")
+    path = out / FILE_NAME
+    path.write_text(path.read_text().replace('"device": "cpu"', '"device": "cuda"', 1))
+    with pytest.raises(ConfigError, match="another run: device 'cuda', now 'cpu'"):
+        run_eval(world, out)
+
+
+@pytest.mark.parametrize("video_id", ["a.mp4", "sub/b.mp4"])
+def test_a_damaged_video_is_told_when_all_others_are_answered_and_mending_it_goes_on(
+    world, finished, tmp_path, video_id
+):
+    damaged = tmp_path / "world"
+    shutil.copytree(world, damaged)
+    cache = open_cache(damaged / "cache")
+    row = cache.row(video_id)
+    [shard] = (damaged / "cache").rglob(f"*{row.shard}*")
+    with shard.open("r+b") as file:
+        file.seek(row.offset + row.num_bytes - 1)
+        [last] = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([last ^ 1]))
+    out = tmp_path / "run"
+    for _ in range(2):
+        with pytest.raises(CacheCorruptError, match="1 videos could not be read") as caught:
+            run_eval(damaged, out)
+        assert repr(video_id) in str(caught.value)
+        assert f"tokenreel verify {damaged / 'cache'} --discard" in str(caught.value)
+        assert {line["video_id"] for line in lines_of(out)} == set(cache.ids()) - {video_id}
+    assert len(lines_of(out)) == 3 * 8
+    discarded = CliRunner().invoke(cli, ["verify", str(damaged / "cache"), "--discard"])
+    assert discarded.exit_code == 0, discarded.stderr
+    assert run_eval(damaged, out, skip_missing=True).rows[0].num_questions == 8
+    config = parse_config(
+        {"encoder": {"model": open_cache(world / "cache").manifest.about["model"], "device": "cpu"}}
+    )
+    build([str(damaged / "videos")], damaged / "cache", config, progress_style="none")
+    assert run_eval(damaged, out).rows == finished[1].rows[:3]
 
 
 @pytest.mark.slow
