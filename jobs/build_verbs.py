@@ -178,7 +178,7 @@ for option in submit.params:
 def demo(root: Path) -> None:
     """See all of it work, in a minute.
 
-    Renders videos, builds a cache with a tiny model, queries it and asks it.
+    Renders videos, builds a cache with a small trained model, queries it and asks it.
 
     \b
     Example:

@@ -15,13 +15,10 @@ from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from examples.toyworld.draw import draw_scene
 from examples.toyworld.questions import ask
-from examples.toyworld.scene import FRAMES_PER_SECOND, NUM_FRAMES, SIDE
+from examples.toyworld.scene import FIRST_SEEDS, FRAMES_PER_SECOND, NUM_FRAMES, SIDE
 from pipeline.encoders.checkpoint import quiet_loading
 from pipeline.encoders.tiny import CHAT_TEMPLATE, SPECIAL_TOKENS
 from schemas.grid import PatchGeometry
-
-TRAINED = Path(__file__).parent / "model"
-"""The trained checkpoint that comes with the project."""
 
 PATCHES = PatchGeometry(patch_size=8, temporal_patch_size=2, spatial_merge_size=2)
 
@@ -67,7 +64,9 @@ TABLE_DEVIATION = 0.08
 
 def train_tokenizer() -> Qwen2Tokenizer:
     """A byte-level BPE of the toy world's words; every answer is one token. Always the same."""
-    questions = [question for seed in range(_READ_SCENES) for question in ask(draw_scene(seed))]
+    first = FIRST_SEEDS["train"]
+    scenes = (draw_scene(first + number) for number in range(_READ_SCENES))
+    questions = [question for scene in scenes for question in ask(scene)]
     last = NUM_FRAMES / FRAMES_PER_SECOND
     seconds = [f"<{tenth / 10:.1f} seconds>" for tenth in range(int(10 * last) + 1)]
     texts = sorted({question.text for question in questions})

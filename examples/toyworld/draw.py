@@ -1,11 +1,14 @@
 """A scene from a seed: what is there, when, and where it goes."""
 
 import dataclasses
+from itertools import combinations
 
 import numpy as np
 
+from examples.toyworld.masks import Shares, largest_overlap, shares_in_sight
 from examples.toyworld.scene import (
     APART,
+    BOX,
     COLOURS,
     DIRECTIONS,
     GLOW_FRAMES,
@@ -27,20 +30,17 @@ SPEEDS = {"still": (0.0, 0.0), "low": (1.0, 1.6), "high": (2.0, 2.8), "cuts": (1
 
 RADII = (10, 12)
 MARGIN = 14.0
-"""Centres stay this far from the border."""
+"""Centres stay this far from the border, as long as the camera rests."""
 
 IN_SIGHT = 0.5
-"""Distance over the sum of the radii from which on most of the lower of two is in sight."""
+"""Share of a thing that must be seen for it to be asked about."""
+
+MIN_OVERLAP = 16
+"""Pixels that two cover both in some frame if they touch."""
 
 MIN_SEEN = 4
-LONG_SEEN = 2 * MIN_SEEN + GLOW_FRAMES
-"""Frames that a thing is there at least which changes its colour."""
-
 MIN_VIEW = 6
 FLASH_FRAMES = 3
-BOX = (14, 18)
-"""Width and height of a letter's box."""
-
 PAN = (0.8, 1.6)
 PARALLAX = 0.4
 """What is near moves this share of the background's way more."""
@@ -49,25 +49,27 @@ SHAKE = 1
 MOST_TRIES = 60
 
 
-def draw_scene(seed: int, level: str | None = None) -> Scene:
-    """Draw one scene; equal seeds and levels give equal scenes.
+def draw_scene(seed: int) -> Scene:
+    """Draw one scene; equal seeds give equal scenes, and levels take turns.
 
     Args:
         seed: a whole number, not negative.
-        level: one of ``LEVELS``; None draws it too.
     """
     rng = np.random.default_rng(seed)
-    drawn = str(rng.choice(LEVELS))
-    level = level or drawn
+    level = LEVELS[seed % len(LEVELS)]
     cuts = _draw_cuts(rng) if level == "cuts" else ()
+    camera = _draw_camera(rng, level)
+    flashes = _draw_flashes(rng)
+    movers, sight = _draw_movers(rng, level, cuts, flashes, camera)
     return Scene(
         seed=seed,
         level=level,
         cuts=cuts,
-        movers=_draw_movers(rng, level, cuts),
-        flashes=_draw_flashes(rng),
-        camera=_draw_camera(rng, level),
+        movers=movers,
+        flashes=flashes,
+        camera=camera,
         gains=1 + 0.06 * np.sin(rng.uniform(0, 6.3) + np.arange(NUM_FRAMES) * rng.uniform(0, 0.4)),
+        sight=sight,
     )
 
 
@@ -81,39 +83,48 @@ def _draw_cuts(rng: np.random.Generator) -> tuple[int, ...]:
             return tuple(int(cut) for cut in cuts)
 
 
-def _draw_movers(rng: np.random.Generator, level: str, cuts: tuple[int, ...]) -> tuple[Mover, ...]:
-    """One to three; of those that meet, all keep apart or, as often, some touch."""
+def _draw_movers(
+    rng: np.random.Generator,
+    level: str,
+    cuts: tuple[int, ...],
+    flashes: tuple[Flash, ...],
+    camera: Camera,
+) -> tuple[tuple[Mover, ...], Shares]:
+    """One to three, and how much of them is seen.
+
+    Of those that meet, all keep apart or, as often, some touch.
+    """
     count = int(rng.integers(1, 4))
     shapes = [str(shape) for shape in rng.permutation(SHAPES)]
     colours = [str(colour) for colour in rng.permutation(list(COLOURS))]
     wants_touch = bool(rng.random() < 0.5)
-    movers: tuple[Mover, ...] = ()
-    for _ in range(MOST_TRIES):
-        movers = tuple(
-            _draw_mover(rng, level, cuts, shapes[i], colours[i], is_first=i == 0)
-            for i in range(count)
-        )
-        met = [
-            ratio
-            for i, one in enumerate(movers)
-            for other in movers[:i]
-            if np.isfinite(ratio := nearest(one, other))
-        ]
-        is_clear = not any(TOUCHING < ratio < APART for ratio in met) and all(
-            _is_seen(mover, movers[i + 1 :]) for i, mover in enumerate(movers)
-        )
-        if is_clear and (not met or (min(met) <= TOUCHING) == wants_touch):
-            return _with_change(rng, movers, colours[count])
-    return _with_change(rng, movers[:1], colours[count])
+    while True:
+        for _ in range(MOST_TRIES):
+            movers = tuple(
+                _draw_mover(rng, level, cuts, shapes[i], colours[i], is_first=i == 0)
+                for i in range(count)
+            )
+            if not _is_clear(movers, camera, wants_touch=wants_touch):
+                continue
+            sight = shares_in_sight(movers, flashes, camera)
+            if ((sight >= IN_SIGHT).sum(axis=1) >= MIN_SEEN).all():
+                return _with_change(rng, movers, sight, colours[count]), sight
+        count = 1
 
 
-def _is_seen(mover: Mover, above: tuple[Mover, ...]) -> bool:
-    """Whether at least half of it is in sight for a while, whatever is painted over it."""
-    in_sight = ~np.isnan(mover.centres[:, 0])
-    for other in above:
-        apart = np.linalg.norm(mover.centres - other.centres, axis=1)
-        in_sight &= ~(apart < IN_SIGHT * (mover.radius + other.radius))
-    return int(in_sight.sum()) >= MIN_SEEN
+def _is_clear(movers: tuple[Mover, ...], camera: Camera, *, wants_touch: bool) -> bool:
+    """Whether all that meet touch clearly or keep apart clearly, and some touch where wanted."""
+    touch = False
+    for one, other in combinations(movers, 2):
+        ratio = nearest(one, other)
+        if TOUCHING < ratio < APART:
+            return False
+        if ratio <= TOUCHING:
+            touch = True
+            if largest_overlap(one, other, camera) < MIN_OVERLAP:
+                return False
+    any_meet = any(np.isfinite(nearest(*pair)) for pair in combinations(movers, 2))
+    return touch == wants_touch or not any_meet
 
 
 def _draw_mover(
@@ -148,16 +159,21 @@ def _draw_mover(
 
 
 def _with_change(
-    rng: np.random.Generator, movers: tuple[Mover, ...], colour: str
+    rng: np.random.Generator, movers: tuple[Mover, ...], sight: Shares, colour: str
 ) -> tuple[Mover, ...]:
-    """In half of the scenes one mover that is seen long enough takes another colour."""
-    long = [i for i, mover in enumerate(movers) if mover.stop - mover.start >= LONG_SEEN]
-    if not long or rng.random() < 0.5:
+    """In half of the scenes one mover that is seen to glow takes another colour then."""
+    if rng.random() < 0.5:
         return movers
-    chosen = int(rng.choice(long))
-    mover = movers[chosen]
-    at = int(rng.integers(mover.start + MIN_SEEN, mover.stop - MIN_SEEN - GLOW_FRAMES + 1))
-    changed = dataclasses.replace(mover, changes_at=at, then=colour)
+    moments = [
+        (number, at)
+        for number, mover in enumerate(movers)
+        for at in range(mover.start + MIN_SEEN, mover.stop - MIN_SEEN - GLOW_FRAMES + 1)
+        if (sight[number, at : at + GLOW_FRAMES] >= IN_SIGHT).all()
+    ]
+    if not moments:
+        return movers
+    chosen, at = moments[int(rng.integers(len(moments)))]
+    changed = dataclasses.replace(movers[chosen], changes_at=at, then=colour)
     return (*movers[:chosen], changed, *movers[chosen + 1 :])
 
 

@@ -4,8 +4,7 @@ The weights are those of a plain ``Qwen3VLForConditionalGeneration``; so are the
 rounding. All videos have the same size, length and timestamps, and so one prompt. Questions follow
 it side by side under a block-diagonal mask: each sees the video and itself, and begins at the
 position at which it would stand alone. Prompt and questions are held apart, so that no product of
-columns is formed that the mask would hide. Attention is written out, because the backward pass of
-the fused one is slow on a CPU in bfloat16.
+columns is formed that the mask would hide.
 
 Dimension key: B videos, T token frames, N visual tokens and V patches of a frame, S DeepStack
 layers, D channels, H heads, Q questions of a video, A columns of a question, P of the prompt.
@@ -20,6 +19,13 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, Qwen3VLForConditionalGeneration, vision_utils
 from transformers.models.qwen3_vl import modeling_qwen3_vl as qwen3_vl
 
+from examples.toyworld.attention import (
+    joined_heads,
+    look_at_prompt_and_question,
+    look_back,
+    look_within_frames,
+    turned_heads,
+)
 from examples.toyworld.checkpoint import DEVIATION, MEAN, PATCHES
 from examples.toyworld.scene import FRAMES_PER_SECOND, NUM_FRAMES, SIDE
 from pipeline.assemble import tokenized_stretch
@@ -153,7 +159,7 @@ class PackedForward:
         shape = len(frames), -1, tower.config.out_hidden_size
         deepstack = []
         for number, block in enumerate(tower.blocks):
-            x = x + _vision_attention(block.attn, block.norm1(x), cos, sin)
+            x = x + look_within_frames(block.attn, block.norm1(x), cos, sin)
             x = x + block.mlp(block.norm2(x))
             if number in tower.deepstack_visual_indexes:
                 layer = tower.deepstack_visual_indexes.index(number)
@@ -181,13 +187,15 @@ class PackedForward:
         )
         for number, layer in enumerate(text.layers):
             attention = layer.self_attn
-            seen = _heads(attention, layer.input_layernorm(prompt), prompt_turn)
-            own = _heads(attention, layer.input_layernorm(asked), question_turn)
-            asked = asked + _joined(_question_attention(seen, own, shape[1]), attention)
+            seen = turned_heads(attention, layer.input_layernorm(prompt), prompt_turn)
+            own = turned_heads(attention, layer.input_layernorm(asked), question_turn)
+            asked = asked + joined_heads(
+                look_at_prompt_and_question(seen, own, shape[1]), attention
+            )
             asked = asked + layer.mlp(layer.post_attention_layernorm(asked))
             if number == len(text.layers) - 1:
                 break
-            prompt = prompt + _joined(_prompt_attention(seen), attention)
+            prompt = prompt + joined_heads(look_back(seen), attention)
             prompt = prompt + layer.mlp(layer.post_attention_layernorm(prompt))
             if number < len(deepstack):
                 prompt = prompt.index_add(1, columns, deepstack[number])
@@ -206,84 +214,3 @@ class PackedForward:
         )
         embeddings: Tensor = tower.pos_embed(indices)
         return (embeddings * weights[:, :, None]).sum(1)
-
-
-CHUNK = 136
-"""Columns of the prompt that look back together: a fourth of it."""
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    one, other = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-other, one], dim=-1) * sin
-
-
-def _vision_attention(
-    attention: qwen3_vl.Qwen3VLVisionAttention, x: Tensor, cos: Tensor, sin: Tensor
-) -> Tensor:
-    """Within each token frame; ``x`` is ``(B*T, V, D)``."""
-    shape = (*x.shape[:2], 3, attention.num_heads, attention.head_dim)
-    q, k, v = attention.qkv(x).view(shape).permute(2, 0, 3, 1, 4)
-    q, k = _rotate(q, cos, sin) * attention.scaling, _rotate(k, cos, sin)
-    mixed = torch.softmax(q @ k.transpose(-1, -2), dim=-1) @ v
-    out: Tensor = attention.proj(mixed.transpose(1, 2).flatten(2))
-    return out
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Heads:
-    """Queries, keys and values ``(B, H, columns, head_dim)``, turned to their positions."""
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-
-
-def _heads(
-    attention: qwen3_vl.Qwen3VLTextAttention, x: Tensor, rotary: tuple[Tensor, Tensor]
-) -> _Heads:
-    """``x`` is ``(B, columns, D)``; cos and sin are ``(1, columns, head_dim)``."""
-    shape = (*x.shape[:2], -1, attention.head_dim)
-    cos, sin = (each[:, None] for each in rotary)
-    q = attention.q_norm(attention.q_proj(x).view(shape)).transpose(1, 2)
-    k = attention.k_norm(attention.k_proj(x).view(shape)).transpose(1, 2)
-    v = attention.v_proj(x).view(shape).transpose(1, 2)
-    groups = attention.num_key_value_groups
-    return _Heads(
-        _rotate(q, cos, sin) * attention.scaling,
-        _rotate(k, cos, sin).repeat_interleave(groups, dim=1),
-        v.repeat_interleave(groups, dim=1),
-    )
-
-
-def _prompt_attention(prompt: _Heads) -> Tensor:
-    """Each column of the prompt looks at itself and those before it; ``(B, H, P, head_dim)``."""
-    mixed = []
-    for start in range(0, prompt.q.shape[2], CHUNK):
-        q = prompt.q[:, :, start : start + CHUNK]
-        stop = start + q.shape[2]
-        hidden = torch.ones(q.shape[2], stop, dtype=torch.bool).triu(start + 1)
-        scores = q @ prompt.k[:, :, :stop].transpose(-1, -2)
-        scores = scores.masked_fill(hidden, torch.finfo(q.dtype).min)
-        mixed.append(torch.softmax(scores, dim=-1) @ prompt.v[:, :, :stop])
-    return torch.cat(mixed, dim=2)
-
-
-def _question_attention(prompt: _Heads, asked: _Heads, num_questions: int) -> Tensor:
-    """Each column of a question looks at the prompt and its own question up to itself.
-
-    ``(B, H, Q*A, head_dim)``.
-    """
-    apart = (*asked.q.shape[:2], num_questions, -1, asked.q.shape[-1])
-    q, k, v = (each.reshape(apart) for each in (asked.q, asked.k, asked.v))
-    hidden = torch.ones(q.shape[3], q.shape[3], dtype=torch.bool).triu(1)
-    own = (q @ k.transpose(-1, -2)).masked_fill(hidden, torch.finfo(q.dtype).min)
-    shared = asked.q @ prompt.k.transpose(-1, -2)
-    shares = torch.softmax(torch.cat([shared, own.flatten(2, 3)], dim=-1), dim=-1)
-    num_prompt = prompt.k.shape[2]
-    from_own = shares[..., num_prompt:].reshape(own.shape) @ v
-    return shares[..., :num_prompt] @ prompt.v + from_own.flatten(2, 3)
-
-
-def _joined(mixed: Tensor, attention: qwen3_vl.Qwen3VLTextAttention) -> Tensor:
-    out: Tensor = attention.o_proj(mixed.transpose(1, 2).flatten(2))
-    return out

@@ -7,10 +7,10 @@ draw all backgrounds to one direction and leave a fusion nothing to tell apart.
 import numpy as np
 import numpy.typing as npt
 
-from examples.toyworld.draw import BOX
 from examples.toyworld.questions import MIDLINE, SMALL_PAN
 from examples.toyworld.scene import (
     APART,
+    BOX,
     COLOURS,
     DIRECTIONS,
     GLOW_FRAMES,

@@ -16,10 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from examples.toyworld.draw import draw_scene
-from examples.toyworld.question_set import Asked, balanced, blind_answers
+from examples.toyworld.question_set import AskedQuestion, balanced, blind_answers
 from examples.toyworld.questions import ask
 from examples.toyworld.render import render
-from examples.toyworld.scene import FIRST_SEEDS, FRAMES_PER_SECOND, LEVELS, Scene
+from examples.toyworld.scene import FIRST_SEEDS, FRAMES_PER_SECOND, Scene
 from pipeline.decode.clips import write_clip
 
 QUALITY = {"crf": "12"}
@@ -37,17 +37,17 @@ def write_video(scene: Scene, path: Path) -> None:
 
 
 def draw_scenes(part: str, count: int, *, skip: int = 0) -> list[Scene]:
-    """Scenes of one of ``FIRST_SEEDS``; levels take turns."""
+    """Scenes of one of ``FIRST_SEEDS``."""
     first = FIRST_SEEDS[part] + skip
-    return [draw_scene(first + n, LEVELS[n % len(LEVELS)]) for n in range(count)]
+    return [draw_scene(first + number) for number in range(count)]
 
 
-def write_world(folder: Path, scenes: Sequence[Scene], asked: Sequence[Asked]) -> None:
+def write_world(folder: Path, scenes: Sequence[Scene], asked: Sequence[AskedQuestion]) -> None:
     """Write the videos of scenes and the questions asked about them."""
     (folder / "videos").mkdir(parents=True, exist_ok=True)
     for scene in scenes:
         write_video(scene, folder / "videos" / video_id(scene))
-    blind = blind_answers()
+    blind = blind_answers() if asked else {}
     lines = [
         json.dumps(
             {
@@ -77,7 +77,7 @@ def main() -> None:
     if given.per_kind:
         asked = balanced(scenes, per_kind=given.per_kind, seed=0)
     else:
-        asked = [Asked(scene, question) for scene in scenes for question in ask(scene)]
+        asked = [AskedQuestion(scene, question) for scene in scenes for question in ask(scene)]
     write_world(given.folder, scenes, asked)
     print(f"{len(scenes)} videos and {len(asked)} questions in {given.folder}")
 

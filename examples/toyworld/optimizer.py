@@ -23,7 +23,9 @@ class MixedPrecision(Generic[M]):
 
     def __init__(self, module: M) -> None:
         self.master = module
-        self.working = copy.deepcopy(module).bfloat16()
+        self.working = copy.deepcopy(module)
+        for weight in self.working.parameters():
+            weight.data = weight.data.bfloat16()
         self._groups = {
             (is_vision, is_matrix): [
                 weight

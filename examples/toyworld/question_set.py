@@ -8,21 +8,21 @@ import numpy as np
 
 from examples.toyworld.draw import draw_scene
 from examples.toyworld.questions import Question, ask
-from examples.toyworld.scene import FIRST_SEEDS, LEVELS, Scene
+from examples.toyworld.scene import FIRST_SEEDS, Scene
 
-READ_SCENES = 3000
+READ_SCENES = 2000
 """Scenes from which it is learnt what a question's words tell about its answer."""
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class AskedQuestion:
     """One question about one scene."""
 
     scene: Scene
     question: Question
 
 
-def balanced(scenes: Sequence[Scene], *, per_kind: int, seed: int) -> list[Asked]:
+def balanced(scenes: Sequence[Scene], *, per_kind: int, seed: int) -> list[AskedQuestion]:
     """Choose questions: of each kind as many, and of each of its answers as many.
 
     An answer that the scenes give too seldom sets the number for its kind, so that a kind may have
@@ -30,7 +30,7 @@ def balanced(scenes: Sequence[Scene], *, per_kind: int, seed: int) -> list[Asked
     """
     rng = np.random.default_rng(seed)
     found: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
-    asked = [Asked(scene, question) for scene in scenes for question in ask(scene)]
+    asked = [AskedQuestion(scene, question) for scene in scenes for question in ask(scene)]
     for place, each in enumerate(asked):
         found[each.question.kind][each.question.answer].append(place)
     chosen: list[int] = []
@@ -44,11 +44,9 @@ def balanced(scenes: Sequence[Scene], *, per_kind: int, seed: int) -> list[Asked
 
 def blind_answers() -> Mapping[str, str]:
     """The likeliest answer to each text, if all answers of a kind are alike often."""
-    first = FIRST_SEEDS["validation"]
+    first = FIRST_SEEDS["train"]
     questions = [
-        question
-        for number in range(READ_SCENES)
-        for question in ask(draw_scene(first + number, LEVELS[number % len(LEVELS)]))
+        question for number in range(READ_SCENES) for question in ask(draw_scene(first + number))
     ]
     common = Counter((question.kind, question.answer) for question in questions)
     weights: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))

@@ -2,7 +2,8 @@
 
 A thing is named by its shape or, as often, by its colour; a mover that changes colour is named by
 its shape only. Nothing is asked whose answer could be doubted: not where a still thing moves that
-the camera pans past, nor on which side one is that is in the middle.
+the camera pans past, nor on which side one is that is in the middle
+or hidden.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from itertools import combinations
 
 import numpy as np
 
+from examples.toyworld.draw import IN_SIGHT
 from examples.toyworld.scene import LETTERS, NUM_FRAMES, SIDE, Mover, Scene
 
 MIDLINE = 6.0
@@ -52,7 +54,7 @@ def ask(scene: Scene) -> list[Question]:
 
 
 Hint = tuple[str, str]
-Asked = Iterator[tuple[str, str, *tuple[Hint, ...]]]
+Answers = Iterator[tuple[str, str, *tuple[Hint, ...]]]
 
 
 def _by_shape(mover: Mover) -> Hint:
@@ -68,23 +70,23 @@ def _name(mover: Mover, rng: np.random.Generator) -> str:
     return mover.shape if by_shape else mover.colour
 
 
-def _colour(scene: Scene, rng: np.random.Generator) -> Asked:
+def _colour(scene: Scene, rng: np.random.Generator) -> Answers:
     for mover in scene.movers:
         if mover.then is None:
             yield f"which colour has the {mover.shape} ?", mover.colour, _by_shape(mover)
 
 
-def _shape(scene: Scene, rng: np.random.Generator) -> Asked:
+def _shape(scene: Scene, rng: np.random.Generator) -> Answers:
     for mover in scene.movers:
         if mover.then is None:
             yield f"which shape has the {mover.colour} thing ?", mover.shape, _by_colour(mover)
 
 
-def _count(scene: Scene, rng: np.random.Generator) -> Asked:
+def _count(scene: Scene, rng: np.random.Generator) -> Answers:
     yield "how many things are there ?", str(len(scene.movers))
 
 
-def _direction(scene: Scene, rng: np.random.Generator) -> Asked:
+def _direction(scene: Scene, rng: np.random.Generator) -> Answers:
     is_panned = np.ptp(scene.camera.near[:, 0]) > SMALL_PAN
     for mover in scene.movers:
         name = _name(mover, rng)
@@ -93,16 +95,16 @@ def _direction(scene: Scene, rng: np.random.Generator) -> Asked:
             yield f"where does the {name} thing move ?", answer, (name, answer)
 
 
-def _end(scene: Scene, rng: np.random.Generator) -> Asked:
-    for mover in scene.movers:
+def _end(scene: Scene, rng: np.random.Generator) -> Answers:
+    for mover, sight in zip(scene.movers, scene.sight, strict=True):
         name = _name(mover, rng)
         last = mover.centres[mover.stop - 1] + scene.camera.near[mover.stop - 1] - SIDE / 2
-        if np.abs(last).min() >= MIDLINE:
+        if np.abs(last).min() >= MIDLINE and sight[mover.stop - 1] >= IN_SIGHT:
             side = ("top" if last[1] < 0 else "bottom") + ("left" if last[0] < 0 else "right")
             yield f"where is the {name} thing last ?", side, (name, side)
 
 
-def _first(scene: Scene, rng: np.random.Generator) -> Asked:
+def _first(scene: Scene, rng: np.random.Generator) -> Answers:
     for one, other in combinations(scene.movers, 2):
         if abs(one.start - other.start) >= CLEARLY:
             pair = [one, other] if rng.random() < 0.5 else [other, one]
@@ -111,7 +113,7 @@ def _first(scene: Scene, rng: np.random.Generator) -> Asked:
             yield f"which came first , {names[0][0]} or {names[1][0]} ?", earlier.shape, *names
 
 
-def _touch(scene: Scene, rng: np.random.Generator) -> Asked:
+def _touch(scene: Scene, rng: np.random.Generator) -> Answers:
     touching = {mover.shape for *pair, does in scene.meetings() if does for mover in pair}
     for mover in scene.movers:
         name = _name(mover, rng)
@@ -119,13 +121,13 @@ def _touch(scene: Scene, rng: np.random.Generator) -> Asked:
         yield f"does the {name} thing touch another ?", answer, (name, answer)
 
 
-def _letter(scene: Scene, rng: np.random.Generator) -> Asked:
+def _letter(scene: Scene, rng: np.random.Generator) -> Answers:
     for place in ("first", "last"):
         found = scene.flashes[0 if place == "first" else -1].letter if scene.flashes else "none"
         yield f"which letter flashed {place} ?", found
 
 
-def _when(scene: Scene, rng: np.random.Generator) -> Asked:
+def _when(scene: Scene, rng: np.random.Generator) -> Answers:
     for flash in scene.flashes:
         share = (flash.start + flash.stop) / 2 / NUM_FRAMES * 3
         if abs(share - round(share)) * NUM_FRAMES / 3 >= 1 or round(share) in (0, 3):
@@ -133,7 +135,7 @@ def _when(scene: Scene, rng: np.random.Generator) -> Asked:
             yield f"when did {flash.letter} flash ?", part, (flash.letter, part)
 
 
-def _flashed(scene: Scene, rng: np.random.Generator) -> Asked:
+def _flashed(scene: Scene, rng: np.random.Generator) -> Answers:
     seen = [flash.letter for flash in scene.flashes]
     absent = [letter for letter in LETTERS if letter not in seen]
     for letter in [*seen, *rng.permutation(absent)[: max(1, len(seen))]]:
@@ -141,16 +143,16 @@ def _flashed(scene: Scene, rng: np.random.Generator) -> Asked:
         yield f"did {letter} flash ?", answer, (letter, answer)
 
 
-def _scenes(scene: Scene, rng: np.random.Generator) -> Asked:
+def _views(scene: Scene, rng: np.random.Generator) -> Answers:
     yield "how many views are there ?", str(len(scene.views))
 
 
-def _change(scene: Scene, rng: np.random.Generator) -> Asked:
+def _change(scene: Scene, rng: np.random.Generator) -> Answers:
     changed = [mover.shape for mover in scene.movers if mover.then is not None]
     yield "which shape changed colour ?", changed[0] if changed else "none"
 
 
-_ASKERS: dict[str, Callable[[Scene, np.random.Generator], Asked]] = {
+_ASKERS: dict[str, Callable[[Scene, np.random.Generator], Answers]] = {
     "colour": _colour,
     "shape": _shape,
     "count": _count,
@@ -161,7 +163,7 @@ _ASKERS: dict[str, Callable[[Scene, np.random.Generator], Asked]] = {
     "letter": _letter,
     "when": _when,
     "flashed": _flashed,
-    "views": _scenes,
+    "views": _views,
     "change": _change,
 }
 

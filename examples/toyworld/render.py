@@ -5,8 +5,8 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
-from examples.toyworld.draw import BOX
-from examples.toyworld.scene import NUM_FRAMES, SIDE, Flash, Mover, Scene
+from examples.toyworld.masks import glyph_mask, mover_pixels
+from examples.toyworld.scene import BOX, NUM_FRAMES, SIDE, Camera, Flash, Mover, Scene
 
 Image = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
@@ -22,17 +22,6 @@ NOISE = 2.5
 
 NOISE_LENGTH = 1 << 24
 
-_GLYPHS = {
-    "A": "01110 10001 10001 11111 10001 10001 10001",
-    "C": "01111 10000 10000 10000 10000 10000 01111",
-    "E": "11111 10000 10000 11110 10000 10000 11111",
-    "H": "10001 10001 10001 11111 10001 10001 10001",
-    "L": "10000 10000 10000 10000 10000 10000 11111",
-    "T": "11111 00100 00100 00100 00100 00100 00100",
-    "X": "10001 01010 01010 00100 01010 01010 10001",
-    "Z": "11111 00001 00010 00100 01000 10000 11111",
-}
-
 
 def render(scene: Scene) -> npt.NDArray[np.uint8]:
     """The frames of a scene, ``(NUM_FRAMES, SIDE, SIDE, 3)`` uint8 RGB; the same seed, the same."""
@@ -45,7 +34,7 @@ def render(scene: Scene) -> npt.NDArray[np.uint8]:
             x, y = scene.camera.far[t] + BORDER
             frames[t] = background[y : y + SIDE, x : x + SIDE]
             for mover in scene.movers:
-                _paint(frames[t], mover, t, scene.camera.near[t])
+                _paint(frames[t], mover, t, scene.camera)
             for flash in scene.flashes:
                 if flash.start <= t < flash.stop:
                     _flash(frames[t], flash)
@@ -81,15 +70,10 @@ def _texture(rng: np.random.Generator, tone: npt.NDArray[np.float64]) -> Image:
     return texture
 
 
-def _paint(frame: Image, mover: Mover, t: int, offset: npt.NDArray[np.int64]) -> None:
-    if not mover.start <= t < mover.stop:
-        return
-    mask = shape_mask(mover.shape, mover.radius)
-    x, y = np.round(mover.centres[t]).astype(int) + offset - mover.radius
-    top, left = max(0, -y), max(0, -x)
-    picture = frame[max(0, y) : y + len(mask), max(0, x) : x + len(mask)]
-    height, width = picture.shape[:2]
-    picture[mask[top : top + height, left : left + width]] = mover.rgb_at(t)
+def _paint(frame: Image, mover: Mover, t: int, camera: Camera) -> None:
+    if (found := mover_pixels(mover, t, camera)) is not None:
+        place, mask = found
+        frame[place][mask] = mover.rgb_at(t)
 
 
 def _flash(frame: Image, flash: Flash) -> None:
@@ -105,26 +89,3 @@ def _noise() -> npt.NDArray[np.float32]:
     draw = np.random.default_rng(0).standard_normal(NOISE_LENGTH, dtype=np.float32)
     scaled: npt.NDArray[np.float32] = draw * np.float32(NOISE)
     return scaled
-
-
-@cache
-def shape_mask(shape: str, radius: int) -> Mask:
-    """``(2 radius + 1, 2 radius + 1)``, True inside the shape."""
-    y, x = np.mgrid[-radius : radius + 1, -radius : radius + 1].astype(float)
-    distance = np.hypot(x, y)
-    masks: dict[str, Mask] = {
-        "circle": distance <= radius,
-        "square": np.maximum(abs(x), abs(y)) <= 0.85 * radius,
-        "triangle": (abs(x) <= (y + radius) / 2) & (y <= 0.8 * radius),
-        "cross": np.minimum(abs(x), abs(y)) <= 0.33 * radius,
-        "ring": (distance <= radius) & (distance >= 0.55 * radius),
-        "diamond": abs(x) + abs(y) <= radius,
-    }
-    return masks[shape]
-
-
-@cache
-def glyph_mask(letter: str) -> Mask:
-    """``(14, 10)``, True where the letter is bright: each dot of its 7x5 pattern is 2x2 pixels."""
-    dots = np.array([[dot == "1" for dot in row] for row in _GLYPHS[letter].split()])
-    return np.kron(dots, np.ones((2, 2), bool))

@@ -14,8 +14,8 @@ SIDE = 96
 NUM_FRAMES = 24
 FRAMES_PER_SECOND = 4.0
 
-FIRST_SEEDS = {"test": 0, "validation": 1_000_000, "train": 2_000_000}
-"""Seeds of a part begin here; no part comes near the next but training, which is the last."""
+FIRST_SEEDS = {"test": 0, "demo": 500_000, "validation": 1_000_000, "train": 2_000_000}
+"""Seeds of a part begin here; training is the last, and has all that follow."""
 
 LEVELS = ("still", "low", "high", "cuts")
 COLOURS = {
@@ -34,6 +34,9 @@ GLOW, GLOW_FRAMES = (255, 255, 255), 3
 
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1), "still": (0, 0)}
 LETTERS = ("A", "C", "E", "H", "L", "T", "X", "Z")
+
+BOX = (14, 18)
+"""Width and height of a letter's box in pixels."""
 
 TOUCHING, APART = 0.75, 1.3
 """Distance over the sum of the radii: two that meet come as near as the first, or stay as far as
@@ -94,6 +97,7 @@ class Scene:
         flashes: letters in the order of time, all different, never two at once.
         camera: shake and pan.
         gains: ``(NUM_FRAMES,)`` brightness, drifting round 1.
+        sight: ``(movers, NUM_FRAMES)``, the share of each that nothing lies over, 0 while away.
     """
 
     seed: int
@@ -103,6 +107,7 @@ class Scene:
     flashes: tuple[Flash, ...]
     camera: Camera
     gains: npt.NDArray[np.float64]
+    sight: npt.NDArray[np.float64]
 
     @property
     def views(self) -> list[tuple[int, int]]:

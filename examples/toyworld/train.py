@@ -11,6 +11,7 @@ take about an hour and a half.
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -36,18 +37,21 @@ def train(rank: int, num_processes: int, folder: Path, seed: int) -> None:
                 print(line, file=sys.stderr, flush=True)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="of the checkpoint; made where it is not there")
     parser.add_argument("--seed", type=int, default=0, help="of weights and scenes (default 0)")
     parser.add_argument("--processes", type=int, default=2, help="one per core (default 2)")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
+    if given.seed < 0 or given.processes < 1:
+        parser.error("expected --seed of 0 or more and --processes of 1 or more")
     given.folder.mkdir(parents=True, exist_ok=True)
-    (given.folder / "meeting").unlink(missing_ok=True)
-    processes = given.processes
-    spawn(train, (processes, given.folder, given.seed), nprocs=processes)  # type: ignore[no-untyped-call]
-    (given.folder / "meeting").unlink(missing_ok=True)
+    meeting = given.folder / "meeting"
+    meeting.unlink(missing_ok=True)
+    asked = (given.processes, given.folder, given.seed)
+    spawn(train, asked, nprocs=given.processes)  # type: ignore[no-untyped-call]
+    meeting.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

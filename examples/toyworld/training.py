@@ -1,7 +1,7 @@
 """The stages of a training, and one training that goes through them."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,7 +84,7 @@ class Training:
         stages: gone through one after the other.
     """
 
-    def __init__(self, folder: Path, *, seed: int, stages: Sequence[Stage] = STAGES) -> None:
+    def __init__(self, folder: Path, *, seed: int, stages: tuple[Stage, ...] = STAGES) -> None:
         self._folder = folder
         self._stages = stages
         self._seed = seed
@@ -100,6 +100,7 @@ class Training:
             length=QUESTION_LENGTH,
         )
         self._step = 0
+        self._kind = {"seed": seed, "processes": self._num_processes, "stages": repr(stages)}
         if self._state_path.exists():
             self._restore()
 
@@ -109,10 +110,11 @@ class Training:
 
     def _restore(self) -> None:
         state = torch.load(self._state_path, weights_only=True)
-        if state["seed"] != self._seed:
+        kept = {name: state.get(name) for name in self._kind}
+        if kept != self._kind:
+            told = ", ".join(f"{name} {value}" for name, value in kept.items())
             raise SystemExit(
-                f"{self._folder} holds a training of seed {state['seed']}, not {self._seed}: give "
-                "that seed, or another folder"
+                f"{self._folder} holds a training of {told}: give the same, or another folder"
             )
         self._mixed.master.load_state_dict(state["weights"])
         self._mixed.restore(state["optimizers"])
@@ -122,8 +124,8 @@ class Training:
         state = {
             "weights": self._mixed.master.state_dict(),
             "optimizers": self._mixed.state(),
-            "seed": self._seed,
             "step": self._step,
+            **self._kind,
         }
         partial = self._state_path.with_suffix(".partial")
         torch.save(state, partial)
@@ -161,9 +163,10 @@ class Training:
                 each = (time.monotonic() - began) / (self._step - first)
                 yield {
                     "stage": stage.name,
-                    "step": f"{place + 1}/{stage.steps}",
+                    "step": self._step,
+                    "of_steps": sum(stage.steps for stage in self._stages),
                     "videos_per_second": round(stage.num_videos / each, 1),
-                    "minutes_left": round(each * (stop - self._step) / 60, 1),
+                    "minutes_left_of_stage": round(each * (stop - self._step) / 60, 1),
                     **told,
                 }
             is_due = self._step % CHECK_EVERY == 0 or self._step == stop

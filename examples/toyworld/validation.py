@@ -9,7 +9,7 @@ from examples.toyworld.draw import draw_scene
 from examples.toyworld.forward import NO_TARGET, PackedForward
 from examples.toyworld.lessons import NUM_QUESTIONS, choose_questions, make_lesson
 from examples.toyworld.questions import KINDS
-from examples.toyworld.scene import FIRST_SEEDS, LEVELS
+from examples.toyworld.scene import FIRST_SEEDS
 
 NUM_VIDEOS, AT_ONCE = 64, 16
 
@@ -20,7 +20,7 @@ def validate(forward: PackedForward, tokenizer: Qwen2Tokenizer) -> dict[str, flo
     right, asked = Counter[str](), Counter[str]()
     for first in range(0, NUM_VIDEOS, AT_ONCE):
         scenes = [
-            draw_scene(FIRST_SEEDS["validation"] + number, LEVELS[number % len(LEVELS)])
+            draw_scene(FIRST_SEEDS["validation"] + number)
             for number in range(first, first + AT_ONCE)
         ]
         questions = [choose_questions(scene, NUM_QUESTIONS) for scene in scenes]

@@ -11,11 +11,13 @@ from examples.toyworld.checkpoint import fresh_model, train_tokenizer
 from examples.toyworld.draw import draw_scene
 from examples.toyworld.forward import NO_TARGET, PackedForward, prompt_of
 from examples.toyworld.labels import GROUPS, NO_LABEL, TOKEN_SIDE, token_labels
-from examples.toyworld.lessons import Lessons, choose_questions
+from examples.toyworld.lessons import SEEDS_OF_A_LESSON, Lessons, choose_questions
 from examples.toyworld.losses import POOL, Weights, answer_loss, pictures
+from examples.toyworld.optimizer import MixedPrecision
 from examples.toyworld.questions import ask
 from examples.toyworld.render import render
 from examples.toyworld.scene import COLOURS, NUM_FRAMES, SIDE
+from examples.toyworld.train import main
 from examples.toyworld.training import STAGES, Training, _in_order, _token_frames
 
 SCENES = [draw_scene(seed) for seed in range(40)]
@@ -67,9 +69,7 @@ def test_a_token_with_the_label_of_a_letter_covers_its_bright_dots():
 def test_the_background_has_no_label():
     for scene in SCENES:
         has_label = (token_labels(scene) != NO_LABEL).any(axis=0)
-        assert has_label.mean() < 0.5
-        if not scene.movers and not scene.flashes:
-            assert not has_label.any()
+        assert has_label.mean() < 0.4
 
 
 def test_a_lesson_is_the_same_again_and_two_processes_share_it(tokenizer):
@@ -84,10 +84,14 @@ def test_a_lesson_is_the_same_again_and_two_processes_share_it(tokenizer):
         assert torch.equal(part.labels, whole.labels[rank::2])
 
 
-def test_no_two_lessons_share_a_video(tokenizer):
-    one, other = lessons(tokenizer, range(2))
-    assert not torch.equal(one.frames[-1], other.frames[0])
-    assert not torch.equal(one.frames[0], other.frames[0])
+def test_no_two_lessons_of_a_stage_share_a_video(tokenizer):
+    videos = {
+        frames.numpy().tobytes()
+        for lesson in lessons(tokenizer, range(3))
+        for frames in lesson.frames
+    }
+    assert len(videos) == 3 * 4
+    assert max(stage.num_videos for stage in STAGES) <= SEEDS_OF_A_LESSON
 
 
 def test_hints_stand_at_the_words_that_name_a_thing(tokenizer):
@@ -169,7 +173,7 @@ def test_a_training_that_was_stopped_ends_with_the_weights_of_one_that_was_not(
     tmp_path, monkeypatch
 ):
     monkeypatch.setattr("examples.toyworld.training.SAVE_EVERY", 1)
-    stages = [dataclasses.replace(stage, steps=2, num_videos=2) for stage in STAGES]
+    stages = tuple(dataclasses.replace(stage, steps=2, num_videos=2) for stage in STAGES)
     for name in ("whole", "stopped"):
         (tmp_path / name).mkdir()
     for _ in Training(tmp_path / "whole", seed=5, stages=stages).run():
@@ -185,7 +189,20 @@ def test_a_training_that_was_stopped_ends_with_the_weights_of_one_that_was_not(
     assert whole == stopped
 
 
-def test_a_folder_of_another_seed_is_refused(tmp_path):
+def test_a_folder_with_a_training_of_another_seed_is_refused(tmp_path):
     torch.save({"seed": 1, "step": 0}, tmp_path / "training.pt")
-    with pytest.raises(SystemExit, match="a training of seed 1, not 2"):
+    with pytest.raises(SystemExit, match="a training of seed 1"):
         Training(tmp_path, seed=2)
+
+
+@pytest.mark.parametrize("arguments", [["--seed", "-1"], ["--processes", "0"]])
+def test_a_seed_of_another_part_and_no_process_are_refused(tmp_path, arguments):
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "model"), *arguments])
+    assert not (tmp_path / "model").exists()
+
+
+def test_the_copy_that_is_trained_turns_positions_as_the_checkpoint_does(tokenizer):
+    mixed = MixedPrecision(fresh_model(tokenizer, seed=0))
+    assert {weight.dtype for weight in mixed.working.parameters()} == {torch.bfloat16}
+    assert {buffer.dtype for buffer in mixed.working.buffers()} == {torch.float32}

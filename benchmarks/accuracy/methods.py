@@ -1,0 +1,103 @@
+"""Every fusion method at equal budgets: `python benchmarks/accuracy/methods.py [--model DIR]`.
+
+Prints Markdown: accuracy of each method at 50, 33, 25, 15 and 10 % of the tokens, its paired
+difference to all tokens, then by motion level and by kind of question.
+"""
+
+import argparse
+
+from answering import BLIND, answer_all, blind_answers
+from corpus import Corpus, add_options, open_corpus, write_result
+from settings import Setting
+from tables import MEAN_OF_KINDS, find, markdown, percent, points
+
+from examples.toyworld.questions import KINDS
+from examples.toyworld.scene import LEVELS
+from pipeline.evaluation.report import ResultRow, summarize
+from pipeline.fusion import plan_fusion
+from schemas.errors import FusionError
+from schemas.fusion import METHODS, FusionConfig
+
+BUDGETS = (0.50, 0.33, 0.25, 0.15, 0.10)
+SHOWN = 0.25
+"""The budget whose levels and kinds are printed; all are in the JSON."""
+
+FULL = Setting("all tokens", FusionConfig(method="none"))
+BUDGETED = tuple(name for name, method in METHODS.items() if method.budgeted)
+
+
+def setting_of(method: str, budget: float) -> Setting:
+    return Setting(f"{method} {budget:.0%}", FusionConfig(method=method, budget=budget))
+
+
+def is_possible(corpus: Corpus, setting: Setting) -> bool:
+    """Whether a method can keep so few: all videos have the same grid, so one of them tells."""
+    video = corpus.whole.load(corpus.questions[0].video_id)
+    try:
+        plan_fusion(video.embeddings, video.grid, setting.fusion)
+    except FusionError:
+        return False
+    return True
+
+
+def measure(corpus: Corpus, *, processes: int) -> tuple[ResultRow, ...]:
+    budgeted = [setting_of(method, budget) for method in BUDGETED for budget in BUDGETS]
+    settings = [FULL, *(setting for setting in budgeted if is_possible(corpus, setting))]
+    answers = answer_all(corpus, settings, processes=processes)
+    return summarize(corpus.questions, [*answers, blind_answers(corpus)], by=("kind", "level"))
+
+
+def main_table(rows: tuple[ResultRow, ...]) -> str:
+    """Mean of kinds, and its difference to all tokens; "refused" where a method keeps more."""
+    full, blind = find(rows, FULL.name, *MEAN_OF_KINDS), find(rows, BLIND, *MEAN_OF_KINDS)
+    differences = {
+        row.setting: points(row.difference) for row in rows if (row.by, row.group) == MEAN_OF_KINDS
+    }
+    lines = [
+        [method, *(differences.get(setting_of(method, b).name, "refused") for b in BUDGETS)]
+        for method in BUDGETED
+    ]
+    return (
+        f"All tokens: {percent(full.accuracy)} %; words alone: {percent(blind.accuracy)} %. "
+        "Differences to all tokens, in points:\n\n"
+        + markdown(["method", *(f"{budget:.0%}" for budget in BUDGETS)], lines)
+    )
+
+
+def group_table(rows: tuple[ResultRow, ...], by: str, groups: tuple[str, ...]) -> str:
+    """Accuracy with all tokens by group, and each method's difference to it at one budget.
+
+    Groups differ in their mix of questions: compare within a column only.
+    """
+    found = {(row.setting, row.group): row for row in rows if row.by == by}
+    names = [setting_of(method, SHOWN).name for method in BUDGETED]
+    lines = [
+        ["questions", *(str(found[FULL.name, group].num_questions) for group in groups)],
+        *(
+            [name, *(f"{100 * found[name, group].accuracy.value:.1f}" for group in groups)]
+            for name in (FULL.name, BLIND)
+        ),
+        *(
+            [name, *(points(found[name, group].difference) for group in groups)]
+            for name in names
+            if (name, groups[0]) in found
+        ),
+    ]
+    return markdown([f"by {by}", *groups], lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_options(parser)
+    given = parser.parse_args()
+    corpus = open_corpus(given)
+    rows = measure(corpus, processes=given.processes)
+    write_result(corpus, "methods", [row.to_json() for row in rows])
+    print(f"### {corpus.name}: {len(corpus.questions)} questions about {given.videos} videos\n")
+    print(main_table(rows))
+    print(group_table(rows, "level", LEVELS))
+    print(group_table(rows, "kind", KINDS))
+
+
+if __name__ == "__main__":
+    main()
