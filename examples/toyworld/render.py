@@ -17,6 +17,9 @@ BORDER = 24
 CELL = 12
 """Pixels between the random values that a background is interpolated from."""
 
+TONES_APART = 120
+"""Over the three colours, of the backgrounds of two views."""
+
 NOISE = 2.5
 """Standard deviation of the sensor's noise, of 255."""
 
@@ -49,7 +52,7 @@ def _backgrounds(rng: np.random.Generator, count: int) -> list[Image]:
     tones: list[npt.NDArray[np.float64]] = []
     while len(tones) < count:
         tone = rng.uniform(60, 185) + rng.uniform(-28, 28, 3)
-        if all(np.abs(tone - other).sum() > 75 for other in tones):
+        if all(np.abs(tone - other).sum() > TONES_APART for other in tones):
             tones.append(tone)
     return [_texture(rng, tone) for tone in tones]
 

@@ -61,7 +61,7 @@ _BOTH = Weights(hint=0.5, label=0.5, picture=0.5), Weights(label=0.2, picture=0.
 STAGES = (
     Stage("look", 1800, 16, (1.0, 0.02), vision_rate=1.0, weights=_LOOKING, asks=False),
     Stage("read", 1800, 12, (1.0, 0.7), vision_rate=0.0, weights=_READING),
-    Stage("both", 3000, 8, (0.7, 0.02), vision_rate=0.2, weights=_BOTH),
+    Stage("both", 3600, 8, (0.7, 0.02), vision_rate=0.2, weights=_BOTH),
 )
 
 

@@ -6,6 +6,8 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+from torch.multiprocessing.spawn import spawn
 
 from examples.toyworld.checkpoint import fresh_model, train_tokenizer
 from examples.toyworld.draw import draw_scene
@@ -13,7 +15,7 @@ from examples.toyworld.forward import NO_TARGET, PackedForward, prompt_of
 from examples.toyworld.labels import GROUPS, NO_LABEL, TOKEN_SIDE, token_labels
 from examples.toyworld.lessons import SEEDS_OF_A_LESSON, Lessons, choose_questions
 from examples.toyworld.losses import POOL, Weights, answer_loss, pictures
-from examples.toyworld.optimizer import MixedPrecision
+from examples.toyworld.optimizer import MixedPrecision, _average
 from examples.toyworld.questions import ask
 from examples.toyworld.render import render
 from examples.toyworld.scene import COLOURS, NUM_FRAMES, SIDE
@@ -206,3 +208,19 @@ def test_the_copy_that_is_trained_turns_positions_as_the_checkpoint_does(tokeniz
     mixed = MixedPrecision(fresh_model(tokenizer, seed=0))
     assert {weight.dtype for weight in mixed.working.parameters()} == {torch.bfloat16}
     assert {buffer.dtype for buffer in mixed.working.buffers()} == {torch.float32}
+
+
+def _average_in_process(rank, folder):
+    dist.init_process_group("gloo", (folder / "meeting").as_uri(), rank=rank, world_size=2)
+    gradients = [torch.full((3,), float(rank)), torch.full((2, 2), 4.0 * rank)]
+    _average(gradients)
+    torch.save(gradients, folder / f"{rank}.pt")
+
+
+@pytest.mark.slow
+def test_two_processes_step_with_the_mean_of_their_gradients(tmp_path):
+    spawn(_average_in_process, (tmp_path,), nprocs=2)
+    for rank in range(2):
+        small, square = torch.load(tmp_path / f"{rank}.pt")
+        assert small.tolist() == [0.5] * 3
+        assert square.tolist() == [[2.0, 2.0]] * 2
