@@ -4,16 +4,16 @@ Prints Markdown: accuracy of each method at 50, 33, 25, 15 and 10 % of the token
 difference to all tokens, then by motion level and by kind of question.
 """
 
-import argparse
+from collections.abc import Iterator
 
-from answering import BLIND, answer_all, blind_answers
-from corpus import Corpus, add_options, open_corpus, write_result
+from answering import BLIND
+from corpus import Corpus
+from script import Rows, run
 from settings import Setting
 from tables import MEAN_OF_KINDS, find, markdown, percent, points
 
 from examples.toyworld.questions import KINDS
 from examples.toyworld.scene import LEVELS
-from pipeline.evaluation.report import ResultRow, summarize
 from pipeline.fusion import plan_fusion
 from schemas.errors import FusionError
 from schemas.fusion import METHODS, FusionConfig
@@ -40,14 +40,12 @@ def is_possible(corpus: Corpus, setting: Setting) -> bool:
     return True
 
 
-def measure(corpus: Corpus, *, processes: int) -> tuple[ResultRow, ...]:
+def all_settings(corpus: Corpus) -> list[Setting]:
     budgeted = [setting_of(method, budget) for method in BUDGETED for budget in BUDGETS]
-    settings = [FULL, *(setting for setting in budgeted if is_possible(corpus, setting))]
-    answers = answer_all(corpus, settings, processes=processes)
-    return summarize(corpus.questions, [*answers, blind_answers(corpus)], by=("kind", "level"))
+    return [FULL, *(setting for setting in budgeted if is_possible(corpus, setting))]
 
 
-def main_table(rows: tuple[ResultRow, ...]) -> str:
+def main_table(rows: Rows) -> str:
     """Mean of kinds, and its difference to all tokens; "refused" where a method keeps more."""
     full, blind = find(rows, FULL.name, *MEAN_OF_KINDS), find(rows, BLIND, *MEAN_OF_KINDS)
     differences = {
@@ -64,7 +62,7 @@ def main_table(rows: tuple[ResultRow, ...]) -> str:
     )
 
 
-def group_table(rows: tuple[ResultRow, ...], by: str, groups: tuple[str, ...]) -> str:
+def group_table(rows: Rows, by: str, groups: tuple[str, ...]) -> str:
     """Accuracy with all tokens by group, and each method's difference to it at one budget.
 
     Groups differ in their mix of questions: compare within a column only.
@@ -86,18 +84,11 @@ def group_table(rows: tuple[ResultRow, ...], by: str, groups: tuple[str, ...]) -
     return markdown([f"by {by}", *groups], lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add_options(parser)
-    given = parser.parse_args()
-    corpus = open_corpus(given)
-    rows = measure(corpus, processes=given.processes)
-    write_result(corpus, "methods", [row.to_json() for row in rows])
-    print(f"### {corpus.name}: {len(corpus.questions)} questions about {given.videos} videos\n")
-    print(main_table(rows))
-    print(group_table(rows, "level", LEVELS))
-    print(group_table(rows, "kind", KINDS))
+def tables(_: Corpus, rows: Rows) -> Iterator[str]:
+    yield main_table(rows)
+    yield group_table(rows, "level", LEVELS)
+    yield group_table(rows, "kind", KINDS)
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, "methods", settings=all_settings, tables=tables)

@@ -5,23 +5,23 @@ uncompressed prompt against counting anew from 0, and rounded to bfloat16, near 
 prompt and 4,000 positions into it.
 """
 
-import argparse
+from collections.abc import Iterator, Sequence
 
-from answering import BLIND, answer_all, blind_answers
-from corpus import Corpus, add_options, open_corpus, write_result
+from answering import BLIND
+from corpus import Corpus
 from methods import FULL
+from script import Rows, run
 from settings import POSITIONS, Setting
 from tables import MEAN_OF_KINDS, find, markdown, percent, points
 
 from examples.toyworld.questions import KINDS
-from pipeline.evaluation.report import ResultRow, summarize
 from schemas.fusion import FusionConfig
 
 BUDGETS = (0.5, 0.25)
 TTF = {budget: FusionConfig(method="ttf", budget=budget) for budget in BUDGETS}
 
 
-def all_settings() -> list[Setting]:
+def all_settings(_: Corpus) -> list[Setting]:
     """All tokens first, then TTF at each budget."""
     settings = [
         Setting(FULL.name if way == "realigned" else f"all tokens, {way}", FULL.fusion, way)
@@ -37,30 +37,18 @@ def all_settings() -> list[Setting]:
     return settings
 
 
-def measure(corpus: Corpus, *, processes: int) -> tuple[ResultRow, ...]:
-    answers = answer_all(corpus, all_settings(), processes=processes)
-    return summarize(corpus.questions, [*answers, blind_answers(corpus)], by=("kind",))
-
-
-def main_table(rows: tuple[ResultRow, ...]) -> str:
+def main_table(rows: Rows, names: Sequence[str]) -> str:
     lines = []
-    for name in [*(setting.name for setting in all_settings()), BLIND]:
+    for name in names:
         row = find(rows, name, *MEAN_OF_KINDS)
         kinds = [f"{100 * find(rows, name, 'kind', kind).accuracy.value:.0f}" for kind in KINDS]
         lines.append([name, percent(row.accuracy), points(row.difference), *kinds])
     return markdown(["", "mean of kinds %", "points to all tokens", *KINDS], lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add_options(parser)
-    given = parser.parse_args()
-    corpus = open_corpus(given)
-    rows = measure(corpus, processes=given.processes)
-    write_result(corpus, "orders", [row.to_json() for row in rows])
-    print(f"### {corpus.name}: {len(corpus.questions)} questions about {given.videos} videos\n")
-    print(main_table(rows))
+def tables(corpus: Corpus, rows: Rows) -> Iterator[str]:
+    yield main_table(rows, [*(setting.name for setting in all_settings(corpus)), BLIND])
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, "orders", settings=all_settings, tables=tables)

@@ -4,17 +4,17 @@ Prints Markdown: tokens kept and accuracy for thresholds 0.5 to 0.99, windows 1,
 motion level, and how the best cosines of tokens are spread.
 """
 
-import argparse
+from collections.abc import Iterator
 
 import torch
-from answering import BLIND, answer_all, blind_answers
-from corpus import Corpus, add_options, open_corpus, write_result
+from answering import BLIND
+from corpus import Corpus
 from methods import FULL
+from script import Rows, run
 from settings import Setting
 from tables import MEAN_OF_KINDS, find, markdown, percent
 
 from examples.toyworld.scene import LEVELS
-from pipeline.evaluation.report import ResultRow, summarize
 from pipeline.fusion import plan_fusion
 from schemas.fusion import FusionConfig
 
@@ -30,13 +30,11 @@ def setting_of(threshold: float, window: int) -> Setting:
     return Setting(f"ttf {threshold} window {window}", fusion)
 
 
-def measure(corpus: Corpus, *, processes: int) -> tuple[ResultRow, ...]:
-    settings = [FULL, *(setting_of(t, w) for w in WINDOWS for t in THRESHOLDS)]
-    answers = answer_all(corpus, settings, processes=processes)
-    return summarize(corpus.questions, [*answers, blind_answers(corpus)], by=("kind", "level"))
+def all_settings(_: Corpus) -> list[Setting]:
+    return [FULL, *(setting_of(t, w) for w in WINDOWS for t in THRESHOLDS)]
 
 
-def main_table(rows: tuple[ResultRow, ...]) -> str:
+def main_table(rows: Rows) -> str:
     """Per line a window and threshold: tokens kept and accuracy, over all and by level."""
     lines = []
     for setting in [
@@ -72,17 +70,10 @@ def cosine_table(corpus: Corpus) -> str:
     return markdown(["best cosine", *(f"{q:.0%}" for q in QUANTILES)], lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add_options(parser)
-    given = parser.parse_args()
-    corpus = open_corpus(given)
-    rows = measure(corpus, processes=given.processes)
-    write_result(corpus, "thresholds", [row.to_json() for row in rows])
-    print(f"### {corpus.name}: {len(corpus.questions)} questions about {given.videos} videos\n")
-    print(main_table(rows))
-    print(cosine_table(corpus))
+def tables(corpus: Corpus, rows: Rows) -> Iterator[str]:
+    yield main_table(rows)
+    yield cosine_table(corpus)
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, "thresholds", settings=all_settings, tables=tables)
