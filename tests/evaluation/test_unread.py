@@ -20,9 +20,15 @@ def unread():
     return UnreadVideos("there/cache", Path("run/answers.jsonl"))
 
 
-def test_nothing_is_raised_where_all_was_read(unread):
+def test_only_what_could_not_be_read_is_told(unread):
     collect(unread, "a")
-    unread.raise_any()
+    assert unread.raise_any() is None
+    collect(unread, "b", DAMAGED)
+    collect(unread, "c")
+    with pytest.raises(CacheCorruptError, match=r"^1 videos could not be read: 'b'") as caught:
+        unread.raise_any()
+    assert "'a'" not in str(caught.value)
+    assert "'c'" not in str(caught.value)
 
 
 def test_damage_is_told_with_its_videos_and_what_to_do(unread):
