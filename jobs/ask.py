@@ -8,7 +8,6 @@ from pipeline.cache import open_cache
 from pipeline.encoders.language_model import load_language_model, load_matching_tokenizer
 from pipeline.session import Session
 from pipeline.storage import Location
-from schemas.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +69,7 @@ def ask_cache(
     """
     cache = open_cache(location)
     video = cache.load(video_id, budget=budget, threshold=threshold)
-    about = cache.manifest.about
-    name = model or about.get("model")
-    if not name:
-        raise ConfigError(
-            f"{cache.storage.location} does not say which model made it; give --model"
-        )
-    revision = about.get("revision") or None if name == about.get("model") else None
+    name, revision = cache.manifest.checkpoint(model, where=cache.storage.location)
     language_model = load_language_model(
         name, cache.manifest.encoder, device=device, revision=revision
     )

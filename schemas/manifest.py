@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self, get_args, get_origin, get_type_hints
 
 from schemas.config import SamplingConfig, check_encoding
-from schemas.errors import CacheMismatchError, FormatVersionError, IndexCorruptError
+from schemas.errors import CacheMismatchError, ConfigError, FormatVersionError, IndexCorruptError
 from schemas.fusion import FusionConfig
 from schemas.grid import PatchGeometry
 from schemas.index import FORMAT_VERSION
@@ -138,6 +138,21 @@ class Manifest:
                 f"its contents give {manifest.fingerprint!r}"
             )
         return manifest
+
+    def checkpoint(self, model: str | None, *, where: str) -> tuple[str, str | None]:
+        """The checkpoint to use with this cache, and its revision on the hub.
+
+        Args:
+            model: the one asked for; None takes the one that made the cache.
+            where: the cache, for the message.
+
+        Raises:
+            ConfigError: neither says.
+        """
+        name = model or self.about.get("model")
+        if not name:
+            raise ConfigError(f"{where} does not say which model made it; give --model")
+        return name, self.about.get("revision") or None if name == self.about.get("model") else None
 
     def require_same(self, other: "Manifest", *, where: str) -> None:
         """Raise CacheMismatchError naming each field in which ``other`` differs."""

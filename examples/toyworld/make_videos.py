@@ -6,8 +6,8 @@
 
 ``toy/videos`` holds H.264 files, ``toy/questions.jsonl`` a line per question: video_id, kind,
 level, question, answer, and blind_answer, the likeliest to one who has not seen the video. Levels
-take turns; equal seeds give equal frames and questions. With ``--per-kind`` every answer of a kind is
-asked for as often, and every kind as often as its rarest answer allows.
+take turns; equal seeds give equal frames and questions. With ``--per-kind`` every answer of a kind
+is asked for as often, and every kind as often as its rarest answer allows.
 """
 
 import argparse

@@ -10,7 +10,7 @@ import xxhash
 from pipeline.cache import TokenCache
 from pipeline.encoders.checkpoint import locate_checkpoint
 from pipeline.evaluation.questions import Question
-from schemas.errors import ConfigError, ModelError
+from schemas.errors import ModelError
 
 _SUFFIXES = frozenset({".json", ".safetensors", ".jinja", ".txt"})
 """Files that decide what a checkpoint answers: weights, configuration, tokenizer, template."""
@@ -34,13 +34,7 @@ def find_checkpoint(cache: TokenCache, model: str | None) -> Checkpoint:
         ConfigError: neither says.
         ModelError: it cannot be found.
     """
-    about = cache.manifest.about
-    name = model or about.get("model")
-    if not name:
-        raise ConfigError(
-            f"{cache.storage.location} does not say which model made it; give --model"
-        )
-    revision = about.get("revision") or None if name == about.get("model") else None
+    name, revision = cache.manifest.checkpoint(model, where=cache.storage.location)
     return Checkpoint(name, revision, locate_checkpoint(name, revision))
 
 

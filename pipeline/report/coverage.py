@@ -13,7 +13,7 @@ from pipeline.encoders import VisualTokens, load_encoder
 from pipeline.fusion.quality import Coverage, Quality, measure_rows
 from pipeline.storage.remote import file_digest, local_copy
 from schemas.config import DecodeConfig, EncoderConfig, PreprocessConfig
-from schemas.errors import CacheMismatchError, ConfigError, CorpusError
+from schemas.errors import CacheMismatchError, CorpusError
 from schemas.index import IndexRow
 
 
@@ -68,16 +68,12 @@ def _encode_again(
     cache: TokenCache, video: CachedVideo, model: str | None, device: str
 ) -> VisualTokens:
     manifest, row = cache.manifest, video.row
-    name = model or manifest.about.get("model")
-    if not name:
-        raise ConfigError(
-            f"{cache.storage.location} does not say which model made it; give --model"
-        )
+    name, revision = manifest.checkpoint(model, where=cache.storage.location)
     settings = manifest.preprocess
     encoder = load_encoder(
         EncoderConfig(
             model=name,
-            revision=None if model else manifest.about.get("revision") or None,
+            revision=revision,
             device=device,
             dtype=str(TORCH_DTYPES[manifest.encoder.dtype]).removeprefix("torch."),
         ),
