@@ -1,13 +1,14 @@
 """The model's forward on many questions about each video at once, for training on a CPU.
 
 The weights are those of a plain ``Qwen3VLForConditionalGeneration``; so are the logits, but for
-rounding. All videos have the same size, length and timestamps, and so one prompt. Questions follow
-it side by side under a block-diagonal mask: each sees the video and itself, and begins at the
-position at which it would stand alone. Prompt and questions are held apart, so that no product of
-columns is formed that the mask would hide.
+rounding. All videos of a call have one prompt: the same size, length, timestamps and kept tokens.
+Questions follow it side by side under a block-diagonal mask: each sees the video and itself, and
+begins at the position at which it would stand alone. Prompt and questions are held apart, so that
+no product of columns is formed that the mask would hide.
 
-Dimension key: B videos, T token frames, N visual tokens and V patches of a frame, S DeepStack
-layers, D channels, H heads, Q questions of a video, A columns of a question, P of the prompt.
+Dimension key: B videos, T token frames, N visual tokens and V patches of a frame, K kept tokens, S
+DeepStack layers, D channels, H heads, Q questions of a video, A columns of a question, P of the
+prompt.
 """
 
 from collections.abc import Sequence
@@ -43,7 +44,7 @@ class Prompt:
     Attributes:
         input_ids: ``(P,)`` int64.
         position_ids: ``(3, P)`` int64.
-        visual_columns: ``(T*N,)`` int64, ascending.
+        visual_columns: ``(K,)`` int64, ascending.
         next_position: where a question begins.
     """
 
@@ -67,13 +68,20 @@ class Packed:
     targets: Tensor
 
 
-def prompt_of(tokenizer: PreTrainedTokenizerBase) -> Prompt:
-    """The prompt of any toy video with all its tokens."""
+def prompt_of(tokenizer: PreTrainedTokenizerBase, keep_index: Tensor | None = None) -> Prompt:
+    """The prompt of any toy video.
+
+    Args:
+        tokenizer: of the checkpoint.
+        keep_index: ``(K,)`` int64, ascending: which visual tokens it has; default all.
+    """
     grid = PATCHES.token_grid(NUM_FRAMES, SIDE, SIDE)
+    if keep_index is None:
+        keep_index = torch.arange(grid.num_tokens)
     seconds = frame_timestamps(
         np.arange(NUM_FRAMES), FRAMES_PER_SECOND, PATCHES.temporal_patch_size
     )
-    stretch = tokenized_stretch(grid, torch.arange(grid.num_tokens), seconds, tokenizer)
+    stretch = tokenized_stretch(grid, keep_index, seconds, tokenizer)
     before = torch.tensor(split_prompt(tokenizer, "", num_videos=1)[0])
     start = len(before)
     text = torch.arange(start).expand(3, -1)
@@ -116,25 +124,12 @@ class PackedForward:
 
     Args:
         model: in any floating type.
-        prompt: of its tokenizer.
-        num_questions: Q.
-        length: A.
     """
 
-    def __init__(
-        self,
-        model: Qwen3VLForConditionalGeneration,
-        prompt: Prompt,
-        *,
-        num_questions: int,
-        length: int,
-    ) -> None:
+    def __init__(self, model: Qwen3VLForConditionalGeneration) -> None:
         self._model = model
-        self._prompt = prompt
         side = SIDE // PATCHES.patch_size
         self._grid_thw = torch.tensor([[1, side, side]])
-        question = torch.arange(length).repeat(num_questions) + prompt.next_position
-        self._question_positions = question.expand(3, -1)
 
     def visual_tokens(self, frames: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Embeddings ``(B, T*N, D)`` and S DeepStack layers of the same shape.
@@ -166,24 +161,28 @@ class PackedForward:
                 deepstack.append(tower.deepstack_merger_list[layer](x).view(shape))
         return tower.merger(x).view(shape), deepstack
 
-    def logits(self, visual: Tensor, deepstack: Sequence[Tensor], input_ids: Tensor) -> Tensor:
+    def logits(
+        self, before: Prompt, visual: Tensor, deepstack: Sequence[Tensor], input_ids: Tensor
+    ) -> Tensor:
         """What follows each column of each question, ``(B, Q, A, vocabulary)``.
 
         Args:
-            visual: ``(B, T*N, D)``, from ``visual_tokens``.
+            before: the prompt before the questions.
+            visual: ``(B, K, D)``: its tokens, of ``visual_tokens``.
             deepstack: S of the same shape.
             input_ids: ``(B, Q, A)``.
         """
         text = self._model.model.language_model
-        prompt = text.embed_tokens(self._prompt.input_ids).expand(len(input_ids), -1, -1)
-        columns = self._prompt.visual_columns
+        prompt = text.embed_tokens(before.input_ids).expand(len(input_ids), -1, -1)
+        columns = before.visual_columns
         prompt = prompt.index_copy(1, columns, visual)
         asked = text.embed_tokens(input_ids)
         shape = asked.shape
         asked = asked.flatten(1, 2)
+        places = torch.arange(shape[2]).repeat(shape[1]) + before.next_position
         prompt_turn, question_turn = (
             text.rotary_emb(prompt, positions[:, None])
-            for positions in (self._prompt.position_ids, self._question_positions)
+            for positions in (before.position_ids, places.expand(3, -1))
         )
         for number, layer in enumerate(text.layers):
             attention = layer.self_attn

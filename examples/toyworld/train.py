@@ -6,6 +6,9 @@ Three stages: the vision tower learns to look (labels and a coarse picture of wh
 covers), the language model learns to read its tokens (questions; the tower rests), then both learn
 together. No token is ever fused. The same command goes on where a training was stopped; two cores
 take about an hour and a half.
+
+--drop-tokens makes another model, used to missing tokens: in the last stage every second lesson
+keeps only 10 to 100 % of its visual tokens.
 """
 
 import argparse
@@ -18,16 +21,18 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
+from examples.toyworld.stages import DROPPING_STAGES, STAGES
 from examples.toyworld.training import Training
 
 
-def train(rank: int, num_processes: int, folder: Path, seed: int) -> None:
+def train(rank: int, num_processes: int, folder: Path, seed: int, drops_tokens: bool) -> None:
     """One of the processes that train together; the first one tells how far they are."""
     torch.set_num_threads(1)
     if num_processes > 1:
         meeting = (folder / "meeting").resolve().as_uri()
         dist.init_process_group("gloo", meeting, rank=rank, world_size=num_processes)
-    training = Training(folder, seed=seed)
+    stages = DROPPING_STAGES if drops_tokens else STAGES
+    training = Training(folder, seed=seed, stages=stages)
     with (folder / "training.jsonl").open("a", encoding="utf-8") as log:
         for told in training.run():
             if rank == 0:
@@ -43,13 +48,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, help="of the checkpoint; made where it is not there")
     parser.add_argument("--seed", type=int, default=0, help="of weights and scenes (default 0)")
     parser.add_argument("--processes", type=int, default=2, help="one per core (default 2)")
+    parser.add_argument(
+        "--drop-tokens", action="store_true", help="in half of the last stage's lessons"
+    )
     given = parser.parse_args(arguments)
     if given.seed < 0 or given.processes < 1:
         parser.error("expected --seed of 0 or more and --processes of 1 or more")
     given.folder.mkdir(parents=True, exist_ok=True)
     meeting = given.folder / "meeting"
     meeting.unlink(missing_ok=True)
-    asked = (given.processes, given.folder, given.seed)
+    asked = (given.processes, given.folder, given.seed, given.drop_tokens)
     spawn(train, asked, nprocs=given.processes)  # type: ignore[no-untyped-call]
     meeting.unlink(missing_ok=True)
 

@@ -1,8 +1,7 @@
-"""The stages of a training, and one training that goes through them."""
+"""One training that goes through its stages."""
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +12,18 @@ from transformers import Qwen2Tokenizer
 
 from examples.toyworld.checkpoint import TEXT, fresh_model, train_tokenizer, write_checkpoint
 from examples.toyworld.forward import PackedForward, prompt_of
-from examples.toyworld.labels import FRAMES_PER_TOKEN, GROUPS
-from examples.toyworld.lessons import NUM_QUESTIONS, QUESTION_LENGTH, Lesson, Lessons
-from examples.toyworld.losses import TokenReader, Weights, answer_loss
+from examples.toyworld.labels import GROUPS
+from examples.toyworld.lessons import Lesson, Lessons
+from examples.toyworld.losses import TokenReader, answer_loss
 from examples.toyworld.optimizer import MixedPrecision
-from examples.toyworld.scene import NUM_FRAMES
+from examples.toyworld.stages import STAGES, Stage
+from examples.toyworld.token_frames import (
+    NUM_TOKEN_FRAMES,
+    draw_keep_index,
+    in_order,
+    token_frames,
+)
 from examples.toyworld.validation import validate
-
-NUM_TOKEN_FRAMES = NUM_FRAMES // FRAMES_PER_TOKEN
 
 LOOKED_AT = 6
 """Token frames of each video that the vision tower learns from; the others it only encodes."""
@@ -29,40 +32,6 @@ WARM_STEPS = 60
 TELL_EVERY = 50
 SAVE_EVERY = 250
 CHECK_EVERY = 500
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """A part of the training.
-
-    Attributes:
-        name: shown while it lasts.
-        steps: how many.
-        num_videos: of each step.
-        rates: share of the highest learning rate at the first step and at the last.
-        vision_rate: the tower's rate over the others'; 0: it rests.
-        weights: of the loss at the first step and at the last.
-        asks: whether questions are asked.
-    """
-
-    name: str
-    steps: int
-    num_videos: int
-    rates: tuple[float, float]
-    vision_rate: float
-    weights: tuple[Weights, Weights]
-    asks: bool = True
-
-
-_LOOKING = Weights(label=1, picture=1), Weights(label=1, picture=1)
-_READING = Weights(hint=1), Weights(hint=0.5)
-_BOTH = Weights(hint=0.5, label=0.5, picture=0.5), Weights(label=0.2, picture=0.5)
-
-STAGES = (
-    Stage("look", 1800, 16, (1.0, 0.02), vision_rate=1.0, weights=_LOOKING, asks=False),
-    Stage("read", 1800, 12, (1.0, 0.7), vision_rate=0.0, weights=_READING),
-    Stage("both", 3600, 8, (0.7, 0.02), vision_rate=0.2, weights=_BOTH),
-)
 
 
 class Learner(nn.Module):
@@ -93,12 +62,7 @@ class Training:
             self._rank, self._num_processes = dist.get_rank(), dist.get_world_size()
         self._tokenizer = train_tokenizer()
         self._mixed = MixedPrecision(Learner(self._tokenizer, seed=seed))
-        self._forward = PackedForward(
-            self._mixed.working.model,
-            prompt_of(self._tokenizer),
-            num_questions=NUM_QUESTIONS,
-            length=QUESTION_LENGTH,
-        )
+        self._forward = PackedForward(self._mixed.working.model)
         self._step = 0
         self._kind = {"seed": seed, "processes": self._num_processes, "stages": repr(stages)}
         if self._state_path.exists():
@@ -186,7 +150,7 @@ class Training:
         losses: list[Tensor] = []
         told: dict[str, object] = {}
         with torch.set_grad_enabled(stage.vision_rate > 0):
-            frames = _token_frames(lesson.frames, looked_at)
+            frames = token_frames(lesson.frames, looked_at)
             seen = self._forward.visual_tokens(frames)
         if stage.vision_rate > 0:
             learner = self._mixed.working
@@ -198,9 +162,16 @@ class Training:
             told["looking"] = round(loss.item(), 3)
         if stage.asks:
             with torch.no_grad():
-                rest = self._forward.visual_tokens(_token_frames(lesson.frames, others))
-            visual, deepstack = _in_order(seen, rest, torch.cat([looked_at, others]))
-            logits = self._forward.logits(visual, deepstack, lesson.input_ids)
+                rest = self._forward.visual_tokens(token_frames(lesson.frames, others))
+            visual, deepstack = in_order(seen, rest, torch.cat([looked_at, others]))
+            rng = np.random.default_rng((self._seed, self._step, 1))
+            keep_index = draw_keep_index(rng, stage.least_kept)
+            logits = self._forward.logits(
+                prompt_of(self._tokenizer, keep_index),
+                visual.index_select(1, keep_index),
+                [layer.index_select(1, keep_index) for layer in deepstack],
+                lesson.input_ids,
+            )
             losses.append(answer_loss(logits, lesson, weights, self._tokenizer.eos_token_id))
             told["answers"] = round(losses[-1].item(), 3)
         torch.autograd.backward(losses)
@@ -211,28 +182,6 @@ class Training:
         rng = np.random.default_rng((self._seed, self._step))
         shuffled = torch.from_numpy(rng.permutation(NUM_TOKEN_FRAMES))
         return shuffled[:LOOKED_AT], shuffled[LOOKED_AT:]
-
-
-def _token_frames(frames: Tensor, numbers: Tensor) -> Tensor:
-    """Frames ``(B, 2 * len(numbers), SIDE, SIDE, 3)`` of some token frames."""
-    pairs = frames.view(len(frames), NUM_TOKEN_FRAMES, FRAMES_PER_TOKEN, *frames.shape[2:])
-    return pairs[:, numbers].flatten(1, 2)
-
-
-Tokens = tuple[Tensor, list[Tensor]]
-
-
-def _in_order(seen: Tokens, rest: Tokens, numbers: Tensor) -> Tokens:
-    """Embeddings and DeepStack layers of all token frames, from two lots with their numbers."""
-    order = torch.argsort(numbers)
-
-    def joined(one: Tensor, other: Tensor) -> Tensor:
-        tokens = torch.cat([one, other], dim=1)
-        frames = tokens.view(len(tokens), NUM_TOKEN_FRAMES, -1, tokens.shape[-1])
-        return frames[:, order].flatten(1, 2)
-
-    layers = [joined(one, other) for one, other in zip(seen[1], rest[1], strict=True)]
-    return joined(seen[0], rest[0]), layers
 
 
 def _between(first: float, last: float, share: float) -> float:

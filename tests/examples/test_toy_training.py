@@ -11,7 +11,7 @@ from torch.multiprocessing.spawn import spawn
 
 from examples.toyworld.checkpoint import fresh_model, train_tokenizer
 from examples.toyworld.draw import draw_scene
-from examples.toyworld.forward import NO_TARGET, PackedForward, prompt_of
+from examples.toyworld.forward import NO_TARGET, PackedForward
 from examples.toyworld.labels import GROUPS, NO_LABEL, TOKEN_SIDE, token_labels
 from examples.toyworld.lessons import SEEDS_OF_A_LESSON, Lessons, choose_questions
 from examples.toyworld.losses import POOL, Weights, answer_loss, pictures
@@ -19,8 +19,10 @@ from examples.toyworld.optimizer import MixedPrecision, _average
 from examples.toyworld.questions import ask
 from examples.toyworld.render import render
 from examples.toyworld.scene import COLOURS, NUM_FRAMES, SIDE
+from examples.toyworld.stages import DROPPING_STAGES, STAGES
+from examples.toyworld.token_frames import NUM_TOKENS, draw_keep_index, in_order, token_frames
 from examples.toyworld.train import main
-from examples.toyworld.training import STAGES, Training, _in_order, _token_frames
+from examples.toyworld.training import Training
 
 SCENES = [draw_scene(seed) for seed in range(40)]
 COLOUR, LETTER = list(GROUPS).index("colour"), list(GROUPS).index("letter")
@@ -153,17 +155,14 @@ def test_only_answers_ends_and_hints_enter_the_loss_each_with_its_weight(tokeniz
 
 
 def test_token_frames_encoded_in_two_lots_are_those_encoded_at_once(tokenizer):
-    forward = PackedForward(
-        fresh_model(tokenizer, seed=0), prompt_of(tokenizer), num_questions=1, length=16
-    )
+    forward = PackedForward(fresh_model(tokenizer, seed=0))
     frames = torch.from_numpy(render(SCENES[0]))[None]
     numbers = torch.randperm(NUM_FRAMES // 2)
     with torch.no_grad():
         seen, rest = (
-            forward.visual_tokens(_token_frames(frames, part))
-            for part in (numbers[:5], numbers[5:])
+            forward.visual_tokens(token_frames(frames, part)) for part in (numbers[:5], numbers[5:])
         )
-        visual, deepstack = _in_order(seen, rest, numbers)
+        visual, deepstack = in_order(seen, rest, numbers)
         expected, expected_layers = forward.visual_tokens(frames)
     torch.testing.assert_close(visual, expected, atol=1e-4, rtol=1e-4)
     for layer, expected_layer in zip(deepstack, expected_layers, strict=True):
@@ -175,7 +174,7 @@ def test_a_training_that_was_stopped_ends_with_the_weights_of_one_that_was_not(
     tmp_path, monkeypatch
 ):
     monkeypatch.setattr("examples.toyworld.training.SAVE_EVERY", 1)
-    stages = tuple(dataclasses.replace(stage, steps=2, num_videos=2) for stage in STAGES)
+    stages = tuple(dataclasses.replace(stage, steps=2, num_videos=2) for stage in DROPPING_STAGES)
     for name in ("whole", "stopped"):
         (tmp_path / name).mkdir()
     for _ in Training(tmp_path / "whole", seed=5, stages=stages).run():
@@ -189,6 +188,28 @@ def test_a_training_that_was_stopped_ends_with_the_weights_of_one_that_was_not(
         (tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "stopped")
     )
     assert whole == stopped
+
+
+def test_only_the_last_stage_of_the_dropping_training_drops_tokens():
+    assert [stage.least_kept for stage in STAGES] == [1, 1, 1]
+    assert [stage.least_kept for stage in DROPPING_STAGES] == [1, 1, 0.1]
+    assert DROPPING_STAGES[:2] == STAGES[:2]
+
+
+def test_all_tokens_are_kept_where_none_may_be_dropped():
+    kept = draw_keep_index(np.random.default_rng(0), 1.0)
+    assert kept.tolist() == list(range(NUM_TOKENS))
+
+
+def test_half_of_the_dropping_lessons_keep_a_share_of_the_tokens_that_varies():
+    rng = np.random.default_rng(0)
+    kept = [draw_keep_index(rng, 0.1) for _ in range(400)]
+    assert all((index.diff() > 0).all() for index in kept)
+    shares = torch.tensor([len(index) / NUM_TOKENS for index in kept])
+    assert 0.4 < (shares == 1).float().mean() < 0.6
+    below = shares[shares < 1]
+    assert below.min() > 0.095
+    assert abs(below.mean() - 0.55) < 0.05
 
 
 def test_a_folder_with_a_training_of_another_seed_is_refused(tmp_path):
