@@ -5,10 +5,9 @@ questions of each through the same code as `tokenreel eval`, and counts the answ
 Exits 1 where any does.
 """
 
-import argparse
 import sys
 
-from corpus import Corpus, add_options, make_cache, open_corpus, write_result
+from corpus import Corpus, make_cache, open_corpus, parser_of, write_result
 from methods import BUDGETS
 from tables import markdown
 
@@ -47,9 +46,7 @@ def answers_of(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add_options(parser)
-    given = parser.parse_args()
+    given = parser_of(__doc__).parse_args()
     corpus = open_corpus(given)
     progressive = answers_of(corpus, 1.0, BUDGETS)
     lines, num_different = [], 0

@@ -4,7 +4,6 @@ Reads what thresholds.py and methods.py left in --work, for every model that was
 writes SVG files. Needs matplotlib (the `bench` group).
 """
 
-import argparse
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 from answering import BLIND
-from corpus import add_options, world_folder
+from corpus import parser_of, world_folder
 from methods import BUDGETED, BUDGETS, FULL, setting_of
 from thresholds import THRESHOLDS, WINDOWS
 from thresholds import setting_of as threshold_setting
@@ -110,15 +109,17 @@ def save(figure: Any, path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add_options(parser)
-    parser.add_argument("--out", type=Path, default=PLOTS)
+    parser = parser_of(__doc__)
+    parser.add_argument("--out", type=Path, default=PLOTS, help="folder of the plots")
     given = parser.parse_args()
     mpl.rcParams.update(
         {"svg.fonttype": "none", "svg.hashsalt": "tokenreel", "figure.constrained_layout.use": True}
     )
     given.out.mkdir(parents=True, exist_ok=True)
-    for path in sorted(world_folder(given).glob("answers-*/*.json")):
+    results = sorted(world_folder(given).glob("answers-*/*.json"))
+    if not results:
+        parser.error(f"no results in {world_folder(given)}; run thresholds.py or methods.py first")
+    for path in results:
         kept = json.loads(path.read_text())
         name, rows = kept["model"].replace(" ", "-"), kept["rows"]
         if path.stem == "thresholds":

@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from examples import toyworld
 from examples.toyworld import TRAINED
+from examples.toyworld.arguments import at_least
 from examples.toyworld.make_videos import draw_scenes, write_world
 from examples.toyworld.question_set import balanced
 from examples.toyworld.scene import FRAMES_PER_SECOND
@@ -44,13 +45,33 @@ class Corpus:
     name: str
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", type=Path, default=TRAINED, help="default: the shipped one")
+def parser_of(description: str) -> argparse.ArgumentParser:
+    """With the options that all scripts of this folder have."""
+    parser = argparse.ArgumentParser(
+        description=description.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--model", type=_checkpoint, default=str(TRAINED), help="folder")
     parser.add_argument("--name", default="seed 0", help="of the model, in tables and plots")
-    parser.add_argument("--work", type=Path, default=Path("build/accuracy"))
-    parser.add_argument("--videos", type=int, default=NUM_VIDEOS)
-    parser.add_argument("--per-kind", type=int, default=PER_KIND)
-    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument(
+        "--work", type=Path, default="build/accuracy", help="folder of videos, caches and answers"
+    )
+    positive = at_least(1)
+    parser.add_argument("--videos", type=positive, default=NUM_VIDEOS, help="how many")
+    parser.add_argument(
+        "--per-kind", type=positive, default=PER_KIND, help="questions of each kind, at most"
+    )
+    parser.add_argument(
+        "--processes", type=positive, default=os.cpu_count() or 1, help="that answer"
+    )
+    return parser
+
+
+def _checkpoint(text: str) -> Path:
+    folder = Path(text)
+    if not (folder / "config.json").is_file():
+        raise argparse.ArgumentTypeError(f"{text} holds no config.json; expected a checkpoint")
+    return folder
 
 
 def open_corpus(given: argparse.Namespace) -> Corpus:

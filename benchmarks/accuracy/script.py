@@ -1,10 +1,9 @@
 """What the scripts of this folder have in common: from the command line to tables."""
 
-import argparse
 from collections.abc import Callable, Iterable, Sequence
 
 from answering import answer_all, blind_answers
-from corpus import Corpus, add_options, open_corpus, write_result
+from corpus import Corpus, open_corpus, parser_of, write_result
 from settings import Setting
 
 from pipeline.evaluation.report import ResultRow, summarize
@@ -23,9 +22,7 @@ def run(
 
     The first setting is the one that the others are compared with.
     """
-    parser = argparse.ArgumentParser(description=description.splitlines()[0])
-    add_options(parser)
-    given = parser.parse_args()
+    given = parser_of(description).parse_args()
     corpus = open_corpus(given)
     answers = answer_all(corpus, settings(corpus), processes=given.processes)
     rows = summarize(corpus.questions, [*answers, blind_answers(corpus)], by=("kind", "level"))

@@ -15,6 +15,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from tqdm import tqdm
+
+from examples.toyworld.arguments import at_least
 from examples.toyworld.draw import draw_scene
 from examples.toyworld.question_set import AskedQuestion, balanced, blind_answers
 from examples.toyworld.questions import ask
@@ -37,15 +40,24 @@ def write_video(scene: Scene, path: Path) -> None:
 
 
 def draw_scenes(part: str, count: int, *, skip: int = 0) -> list[Scene]:
-    """Scenes of one of ``FIRST_SEEDS``."""
-    first = FIRST_SEEDS[part] + skip
-    return [draw_scene(first + number) for number in range(count)]
+    """Scenes of one of ``FIRST_SEEDS``.
+
+    Raises:
+        ValueError: they would reach into the next part.
+    """
+    start = FIRST_SEEDS[part]
+    later = [seed for seed in FIRST_SEEDS.values() if seed > start]
+    if later and skip + count > min(later) - start:
+        raise ValueError(
+            f"part {part} has {min(later) - start} scenes, too few to skip {skip} and take {count}"
+        )
+    return [draw_scene(start + skip + number) for number in range(count)]
 
 
 def write_world(folder: Path, scenes: Sequence[Scene], asked: Sequence[AskedQuestion]) -> None:
     """Write the videos of scenes and the questions asked about them."""
     (folder / "videos").mkdir(parents=True, exist_ok=True)
-    for scene in scenes:
+    for scene in tqdm(scenes, unit="video", disable=None):
         write_video(scene, folder / "videos" / video_id(scene))
     blind = blind_answers() if asked else {}
     lines = [
@@ -64,21 +76,31 @@ def write_world(folder: Path, scenes: Sequence[Scene], asked: Sequence[AskedQues
     (folder / "questions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="made where it is not there")
-    parser.add_argument("--videos", type=int, default=20, help="how many (default 20)")
+    parser.add_argument("--videos", type=at_least(1), default=20, help="how many (default 20)")
     parser.add_argument("--part", choices=FIRST_SEEDS, default="test", help="default test")
-    parser.add_argument("--skip", type=int, default=0, help="leave out the first so many")
-    parser.add_argument("--per-kind", type=int, help="balanced questions of each kind, at most")
-    given = parser.parse_args()
-    scenes = draw_scenes(given.part, given.videos, skip=given.skip)
+    parser.add_argument("--skip", type=at_least(0), default=0, help="leave out the first so many")
+    parser.add_argument(
+        "--per-kind", type=at_least(1), help="balanced questions of each kind, at most"
+    )
+    given = parser.parse_args(arguments)
+    if (given.folder / "questions.jsonl").exists():
+        parser.error(f"{given.folder} holds toy videos already; give another folder, or remove it")
+    try:
+        scenes = draw_scenes(given.part, given.videos, skip=given.skip)
+    except ValueError as error:
+        parser.error(str(error))
     if given.per_kind:
         asked = balanced(scenes, per_kind=given.per_kind, seed=0)
     else:
         asked = [AskedQuestion(scene, question) for scene in scenes for question in ask(scene)]
-    write_world(given.folder, scenes, asked)
+    try:
+        write_world(given.folder, scenes, asked)
+    except OSError as error:
+        parser.error(f"cannot write to {given.folder}: {error.strerror}")
     print(f"{len(scenes)} videos and {len(asked)} questions in {given.folder}")
 
 

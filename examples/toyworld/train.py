@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
+from examples.toyworld.arguments import at_least
 from examples.toyworld.stages import DROPPING_STAGES, STAGES
 from examples.toyworld.training import Training
 
@@ -46,15 +47,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="of the checkpoint; made where it is not there")
-    parser.add_argument("--seed", type=int, default=0, help="of weights and scenes (default 0)")
-    parser.add_argument("--processes", type=int, default=2, help="one per core (default 2)")
+    parser.add_argument(
+        "--seed", type=at_least(0), default=0, help="of weights and scenes (default 0)"
+    )
+    parser.add_argument("--processes", type=at_least(1), default=2, help="one per core (default 2)")
     parser.add_argument(
         "--drop-tokens", action="store_true", help="in half of the last stage's lessons"
     )
     given = parser.parse_args(arguments)
-    if given.seed < 0 or given.processes < 1:
-        parser.error("expected --seed of 0 or more and --processes of 1 or more")
-    given.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        given.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"cannot make the folder {given.folder}: {error.strerror}")
     meeting = given.folder / "meeting"
     meeting.unlink(missing_ok=True)
     asked = (given.processes, given.folder, given.seed, given.drop_tokens)

@@ -231,6 +231,13 @@ def test_the_copy_that_is_trained_turns_positions_as_the_checkpoint_does(tokeniz
     assert {buffer.dtype for buffer in mixed.working.buffers()} == {torch.float32}
 
 
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path, capsys):
+    (tmp_path / "model").write_text("mine")
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "model")])
+    assert "cannot make the folder" in capsys.readouterr().err
+
+
 def _average_in_process(rank, folder):
     dist.init_process_group("gloo", (folder / "meeting").as_uri(), rank=rank, world_size=2)
     gradients = [torch.full((3,), float(rank)), torch.full((2, 2), 4.0 * rank)]

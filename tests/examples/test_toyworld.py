@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from examples.toyworld.draw import draw_scene
+from examples.toyworld.make_videos import main as make_videos
 from examples.toyworld.masks import mover_pixels, shape_mask
 from examples.toyworld.questions import KINDS, ask
 from examples.toyworld.render import render
@@ -184,6 +185,45 @@ def test_every_kind_is_asked_and_a_question_alone_does_not_give_its_answer():
         best = sum(max(counts.values()) for counts in texts.values())
         assert total >= 1000
         assert best / total < 0.8, f"{kind} can be answered blindly"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--videos", "0"], "--videos: '0'; expected a whole number of at least 1"),
+        (["--videos", "few"], "--videos: 'few'; expected a whole number of at least 1"),
+        (["--skip", "-1"], "--skip: '-1'; expected a whole number of at least 0"),
+        (["--per-kind", "0"], "--per-kind: '0'; expected a whole number of at least 1"),
+        (["--skip", "499999", "--videos", "2"], "part test has 500000 scenes"),
+        (["--part", "validation", "--videos", "1000001"], "part validation has 1000000 scenes"),
+    ],
+    ids=str,
+)
+def test_videos_that_cannot_be_made_are_refused_and_nothing_is_written(
+    tmp_path, capsys, arguments, said
+):
+    with pytest.raises(SystemExit):
+        make_videos([str(tmp_path / "toy"), *arguments])
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "toy").exists()
+
+
+def test_a_folder_with_toy_videos_is_not_written_over(tmp_path, capsys):
+    make_videos([str(tmp_path), "--videos", "1"])
+    before = (tmp_path / "questions.jsonl").read_bytes()
+    with pytest.raises(SystemExit):
+        make_videos([str(tmp_path), "--videos", "1", "--skip", "1"])
+    assert "holds toy videos already" in capsys.readouterr().err
+    assert (tmp_path / "questions.jsonl").read_bytes() == before
+    assert len(list((tmp_path / "videos").iterdir())) == 1
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused_in_one_line(tmp_path, capsys):
+    (tmp_path / "toy").write_text("mine")
+    with pytest.raises(SystemExit):
+        make_videos([str(tmp_path / "toy"), "--videos", "1"])
+    assert "cannot write to" in capsys.readouterr().err
+    assert (tmp_path / "toy").read_text() == "mine"
 
 
 @pytest.mark.slow
