@@ -10,6 +10,7 @@ from typing import Any
 
 from jobs.eval_progress import EvalProgress
 from pipeline.cache import TokenCache, open_cache
+from pipeline.encoders.checkpoint import most_positions
 from pipeline.encoders.language_model import load_language_model, load_matching_tokenizer
 from pipeline.encoders.qwen3_vl import resolve_device
 from pipeline.evaluation.answers import DEFAULT_MANNER, Manner, check_prompts
@@ -109,8 +110,8 @@ def evaluate(
     _write_whole(folder / RESULTS_NAME, json.dumps(report.to_json(), indent=2) + "\n")
     num_new = sum(len(asked) for by_reading in todo.values() for asked in by_reading.values())
     say(
-        f"{num_new} answers in {time.monotonic() - started:.1f} s, "
-        f"{len(questions) * len(readings) - num_new} were there before; {RESULTS_NAME} in {folder}"
+        f"new answers: {num_new}, in {time.monotonic() - started:.1f} s; there before: "
+        f"{len(questions) * len(readings) - num_new}; {RESULTS_NAME} in {folder}"
     )
     return report
 
@@ -172,7 +173,8 @@ def _answer(
     encoder = cache.manifest.encoder
     directory = str(checkpoint.directory)
     tokenizer = load_matching_tokenizer(directory, encoder)
-    check_prompts(tokenizer, distinct_questions(todo), manner)
+    most = most_positions(checkpoint.directory)
+    check_prompts(tokenizer, distinct_questions(todo), manner, most_positions=most)
     model = load_language_model(directory, encoder, device=device)
     unread = UnreadVideos(cache.storage.location, journal.path)
     progress = EvalProgress(len(todo), style=progress_style)
@@ -203,7 +205,7 @@ def _cached_questions(
         if question.video_id in matched.video_ids
     ]
     if matched.missing and not (skip_missing and found):
-        shown = ", ".join(map(repr, matched.missing[:SHOWN]))
+        shown = ", ".join(_why_missing(cache, name) for name in matched.missing[:SHOWN])
         more = f" and {len(matched.missing) - SHOWN} more" if len(matched.missing) > SHOWN else ""
         advice = "--skip-missing leaves their questions out" if found else "is it the right cache?"
         raise VideoNotCachedError(
@@ -211,6 +213,15 @@ def _cached_questions(
             f"the questions are not in {cache.storage.location}, or failed: {shown}{more}; {advice}"
         )
     return found, matched.missing
+
+
+def _why_missing(cache: TokenCache, name: str) -> str:
+    """A missing video's name; where the index has it, what became of it."""
+    try:
+        row = cache.row(name)
+    except VideoNotCachedError:
+        return repr(name)
+    return f"{name!r} ({row.status}, {row.error_kind}: {row.error_message})"
 
 
 def _tell(
@@ -221,14 +232,14 @@ def _tell(
 ) -> None:
     if missing:
         say(
-            f"left out {len(written) - len(questions)} of {len(written)} questions: "
-            f"{len(missing)} videos are not cached"
+            f"left out {len(written) - len(questions)} of {len(written)} questions: videos that "
+            f"are not cached, or failed: {len(missing)}"
         )
     partial = sum(question.is_about_part for question in questions)
     if partial:
         say(
-            f"{partial} questions are about a part of their video (start, end) and are asked of "
-            "all that is cached under its name"
+            f"questions about a part of their video (start, end): {partial}; they are asked of all "
+            "that is cached under its name"
         )
 
 

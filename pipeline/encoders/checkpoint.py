@@ -19,6 +19,7 @@ from schemas.grid import PatchGeometry
 from schemas.manifest import ResolvedPreprocess
 
 _PROCESSOR_FILES = ("video_preprocessor_config.json", "preprocessor_config.json")
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
 
 _CLASS_DEFAULTS: dict[str, Any] = {
     "size": {"shortest_edge": 128 * 32 * 32, "longest_edge": 32 * 32 * 768},
@@ -136,9 +137,14 @@ def load_tokenizer(model: str, revision: str | None = None) -> PreTrainedTokeniz
     """The checkpoint's tokenizer, with its chat template.
 
     Raises:
-        ModelError: it cannot be loaded.
+        ModelError: it is missing or cannot be loaded.
     """
     directory = locate_checkpoint(model, revision)
+    if not any((directory / name).is_file() for name in _TOKENIZER_FILES):
+        raise ModelError(
+            f"{directory} holds no tokenizer; expected one of {', '.join(_TOKENIZER_FILES)}, so "
+            "fetch the whole checkpoint"
+        )
     try:
         return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(directory))
     except Exception as error:  # any failure of a foreign loader means the same to the caller
@@ -156,6 +162,12 @@ def check_markers(directory: Path, tokenizer: PreTrainedTokenizerBase) -> None:
                 f"{directory}: the tokenizer has id {found} for {marker}, config.json {expected}; "
                 "tokenizer.json is missing or belongs to another model"
             )
+
+
+def most_positions(directory: Path) -> int | None:
+    """How many positions a checkpoint's language model is made for, where its config says so."""
+    text = read_json(directory / "config.json").get("text_config")
+    return text.get("max_position_embeddings") if isinstance(text, dict) else None
 
 
 def digest_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:

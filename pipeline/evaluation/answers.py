@@ -106,29 +106,47 @@ def check_prompts(
     tokenizer: "PreTrainedTokenizerBase",
     questions: Sequence[Question],
     manner: Manner = DEFAULT_MANNER,
+    *,
+    most_positions: int | None = None,
 ) -> None:
     """Raise unless every question can be asked as it is written; needs no model.
 
+    Args:
+        tokenizer: of the model.
+        questions: with or without options.
+        manner: how they are asked.
+        most_positions: that the model is made for; text alone that takes more is refused.
+
     Raises:
-        PrefillError: text that is not Unicode or holds one of the model's markers, with the id of
-            its question; a tokenizer without a chat template for videos.
+        PrefillError: text that is not Unicode, is too long or holds one of the model's markers,
+            with the id of its question; a tokenizer without a chat template for videos.
     """
     split_prompt(tokenizer, "", num_videos=1)
     if manner.system is not None:
-        _check_prompt(tokenizer, "", manner.system, "the system text")
+        _check_prompt(tokenizer, "", manner.system, "the system text", most_positions)
     for question in questions:
         what = f"question {question.question_id!r} about video {question.video_id!r}"
-        _check_prompt(tokenizer, question.prompt, None, what)
+        _check_prompt(tokenizer, question.prompt, None, what, most_positions)
 
 
 def _check_prompt(
-    tokenizer: "PreTrainedTokenizerBase", prompt: str, system: str | None, what: str
+    tokenizer: "PreTrainedTokenizerBase",
+    prompt: str,
+    system: str | None,
+    what: str,
+    most_positions: int | None,
 ) -> None:
     try:
         require_unicode(f"{prompt}{system or ''}", "it")
-        split_prompt(tokenizer, prompt, num_videos=1, system=system)
+        parts = split_prompt(tokenizer, prompt, num_videos=1, system=system)
     except (ConfigError, PrefillError) as error:
         raise PrefillError(f"{what} cannot be asked: {error}") from error
+    length = sum(map(len, parts))
+    if most_positions is not None and length > most_positions:
+        raise PrefillError(
+            f"{what} cannot be asked: its text alone is {length} tokens long, the model is made "
+            f"for {most_positions}; shorten it"
+        )
 
 
 def letter_tokens(tokenizer: "PreTrainedTokenizerBase", letters: str) -> dict[str, int]:

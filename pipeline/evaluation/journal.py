@@ -121,7 +121,7 @@ class Journal:
         if found == header:
             return
         if not isinstance(found, dict) or "version" not in found:
-            raise ConfigError(f"{self.path} does not hold answers of an evaluation; {_ELSEWHERE}")
+            raise ConfigError(f"{self.path} does not hold answers of an evaluation. {_ELSEWHERE}")
         names = sorted(found.keys() | header.keys())
         differs = [name for name in names if found.get(name) != header.get(name)]
         told = "; ".join(f"{n} {found.get(n)!r}, now {header.get(n)!r}" for n in differs)
@@ -137,7 +137,7 @@ class Journal:
             self._remember([Answered(**value)])
 
 
-_ELSEWHERE = "Give another --out, or remove that folder."
+_ELSEWHERE = "Give another --out; what is in that folder stays."
 
 _FIELDS = {field.name for field in dataclasses.fields(Answered)}
 

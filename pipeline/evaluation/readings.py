@@ -12,7 +12,7 @@ from pipeline.evaluation.questions import Question
 from pipeline.evaluation.records import FULL, Answered
 from pipeline.session import Session
 from pipeline.store.video import CachedVideo
-from schemas.errors import CacheCorruptError, CacheUnreachableError
+from schemas.errors import BudgetError, CacheCorruptError, CacheUnreachableError, ConfigError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -72,10 +72,18 @@ def check_readings(
     for video_id in islice(video_ids, MOST_TRIED):
         try:
             for reading in readings:
-                reading.load(cache, video_id)
+                _try(reading, cache, video_id)
         except (CacheCorruptError, CacheUnreachableError):
             continue
         return
+
+
+def _try(reading: Reading, cache: TokenCache, video_id: str) -> None:
+    """Read one video; an error names the setting."""
+    try:
+        reading.load(cache, video_id)
+    except (BudgetError, ConfigError) as error:
+        raise type(error)(f"{reading.name} cannot be read of this cache: {error}") from error
 
 
 def answer_readings(

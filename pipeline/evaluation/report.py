@@ -15,6 +15,9 @@ from schemas.video import Scalar
 
 MEAN_OF_GROUPS = "mean of groups"
 
+VIDEO = "video_id"
+"""The column that every question has."""
+
 
 @dataclass(frozen=True, slots=True)
 class ResultRow:
@@ -54,9 +57,9 @@ class ResultRow:
             "tokens": round(self.mean_tokens, 1),
             "keep_ratio": round(self.keep_ratio, 4),
             "accuracy": f"{self.accuracy.value:.4f}",
-            "95 %": _ends(self.accuracy),
+            "95 %": _ends(self.accuracy, self.num_videos),
             "vs_full": f"{change.value:+.4f}" if change else "",
-            "95 % of it": _ends(change, sign="+") if change else "",
+            "95 % of it": _ends(change, self.num_videos, sign="+") if change else "",
         }
 
     def to_json(self) -> dict[str, Any]:
@@ -107,9 +110,9 @@ def summarize(
     Args:
         questions: Q of them.
         answers_SQ: for each of S settings the Q answers, in the order of ``questions``.
-        by: columns to break results down by; the first also gives a mean over its groups, in
-            which each counts the same however many questions it has. Questions without the column
-            are a group of their own, which is not in that mean.
+        by: columns to break results down by, ``VIDEO`` for each video; the first also gives a mean
+            over its groups, in which each counts the same however many questions it has. Questions
+            without the column are a group of their own, which is not in that mean.
         resamples: of the bootstrap over videos.
         seed: of its draw.
 
@@ -120,7 +123,7 @@ def summarize(
     table = _Table(questions, answers_SQ, resamples, seed)
     rows = list(table.rows(range(len(questions)), "", "all"))
     for number, name in enumerate(by):
-        groups = [_group(question.columns.get(name)) for question in questions]
+        groups = [_group(_value(question, name)) for question in questions]
         grouped = [index for index, group in enumerate(groups) if group.value is not None]
         if number == 0 and grouped:
             of_grouped = [groups[index] for index in grouped]
@@ -135,10 +138,10 @@ def summarize(
 
 def check_columns(questions: Sequence[Question], by: Sequence[str]) -> None:
     """Raise ConfigError unless some question has each of these columns."""
-    known = sorted({name for question in questions for name in question.columns})
+    known = sorted({VIDEO, *(name for question in questions for name in question.columns)})
     for name in by:
         if name not in known:
-            columns = ", ".join(known) or "none"
+            columns = ", ".join(known)
             raise ConfigError(f"no question has the column {name!r}; the columns are: {columns}")
 
 
@@ -180,8 +183,13 @@ class _Table:
             )
 
 
-def _ends(interval: Interval, *, sign: str = "") -> str:
-    return f"{interval.low:{sign}.4f} .. {interval.high:{sign}.4f}"
+def _ends(interval: Interval, num_videos: int, *, sign: str = "") -> str:
+    """Of one video there is no interval."""
+    return f"{interval.low:{sign}.4f} .. {interval.high:{sign}.4f}" if num_videos > 1 else "-"
+
+
+def _value(question: Question, name: str) -> Scalar:
+    return question.video_id if name == VIDEO else question.columns.get(name)
 
 
 class _Group(NamedTuple):

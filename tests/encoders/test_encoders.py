@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from pipeline.encoders import load_encoder, load_tokenizer
-from pipeline.encoders.checkpoint import locate_checkpoint, quiet_loading
+from pipeline.encoders.checkpoint import locate_checkpoint, most_positions, quiet_loading
 from pipeline.encoders.language_model import load_language_model, load_matching_tokenizer
 from pipeline.encoders.packing import FrameSpan, plan_calls
 from pipeline.encoders.tiny import write_tiny_checkpoint
@@ -139,8 +139,30 @@ def test_a_checkpoint_without_its_tokenizer_is_refused(tmp_path, tiny_checkpoint
     directory = shutil.copytree(tiny_checkpoint, tmp_path / "model")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (directory / name).unlink()
-    with pytest.raises(ModelError, match="tokenizer"):
+    with pytest.raises(ModelError, match=r"model holds no tokenizer; expected one of"):
         encoder_for(directory)
+
+
+@pytest.mark.parametrize("load", [load_matching_tokenizer, load_language_model])
+def test_a_checkpoint_of_another_kind_than_the_cache_is_refused(tmp_path, encoder, load):
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ModelError, match=r"'bert', this cache was made by a 'qwen3_vl'; give"):
+        load(str(tmp_path), encoder.identity)
+
+
+def test_cut_weights_are_refused_with_what_to_do(tmp_path, tiny_checkpoint, encoder):
+    directory = shutil.copytree(tiny_checkpoint, tmp_path / "model")
+    path = directory / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ModelError, match=r"all its files whole; fetch it again"):
+        load_language_model(str(directory), encoder.identity)
+
+
+def test_the_most_positions_of_a_model_are_read_from_its_config(tmp_path, tiny_checkpoint):
+    config = json.loads((tiny_checkpoint / "config.json").read_text())
+    assert most_positions(tiny_checkpoint) == config["text_config"]["max_position_embeddings"]
+    (tmp_path / "config.json").write_text("{}")
+    assert most_positions(tmp_path) is None
 
 
 def test_a_tokenizer_that_writes_other_ids_than_the_cache_is_refused(tiny_checkpoint, encoder):

@@ -88,6 +88,14 @@ def test_a_prompt_with_a_marker_of_the_model_is_refused_by_its_question(clip):
         check_prompts(tokenizer, [optional])
 
 
+def test_text_longer_than_the_model_is_made_for_is_refused_with_both_lengths(clip):
+    tokenizer = clip.encoder.tokenizer
+    check_prompts(tokenizer, QUESTIONS, most_positions=1000)
+    long = dataclasses.replace(QUESTIONS[1], text="who " * 2000)
+    with pytest.raises(PrefillError, match=r"question '2' .* \d{4} tokens long, .* for 1000;"):
+        check_prompts(tokenizer, [QUESTIONS[0], long], most_positions=1000)
+
+
 @pytest.mark.parametrize("system", ["<|im_start|>", "half \ud800"], ids=ascii)
 def test_a_system_text_that_cannot_be_asked_is_refused_as_that(clip, system):
     with pytest.raises(PrefillError, match=r"^the system text") as caught:

@@ -97,8 +97,23 @@ def test_true_and_one_are_two_groups_and_one_and_one_point_nought_the_same():
 
 
 def test_an_unknown_column_is_refused_with_those_there_are():
-    with pytest.raises(ConfigError, match=r"no question has the column 'sort'.*: kind, level"):
+    with pytest.raises(
+        ConfigError, match=r"no question has the column 'sort'.*: kind, level, video_id"
+    ):
         check_columns(QUESTIONS, ["kind", "sort"])
+
+
+def test_every_question_has_its_video_as_a_column():
+    rows = found(summarize(QUESTIONS, ANSWERS, by=["video_id"]))
+    assert rows["video_id", "a", FULL].num_questions == 2
+    assert rows["video_id", "b", FULL].accuracy.value == 0.5
+
+
+def test_of_one_video_the_table_shows_no_interval():
+    report = EvalReport(summarize(QUESTIONS, ANSWERS, by=["video_id"]))
+    shown = {(row["group"], row["setting"]): row for row in report.table()}
+    assert shown["a", "budget=5"]["95 %"] == shown["a", "budget=5"]["95 % of it"] == "-"
+    assert ".." in shown["all", FULL]["95 %"]
 
 
 def test_the_table_shows_ends_and_the_json_every_number():

@@ -180,11 +180,11 @@ def test_the_verb_prints_a_table_or_json_and_writes_beside_the_questions(world, 
     table = CliRunner().invoke(cli, arguments)
     assert table.exit_code == 0, table.stderr
     assert table.stdout.splitlines()[0].split()[:3] == ["by", "group", "setting"]
-    assert "24 answers in" in table.stderr
+    assert "new answers: 24, in" in table.stderr
     again = CliRunner().invoke(cli, [*arguments, "--json"])
     body = json.loads(again.stdout)
     assert body == json.loads((tmp_path / "questions.eval" / "results.json").read_text())
-    assert json.loads(again.stderr)["text"].startswith("0 answers in")
+    assert json.loads(again.stderr)["text"].startswith("new answers: 0, in")
 
 
 def test_annotations_name_videos_without_folder_or_extension(world, tmp_path):
@@ -206,16 +206,16 @@ def test_annotations_name_videos_without_folder_or_extension(world, tmp_path):
         say=said.append,
     )
     assert [(row.group, row.num_videos) for row in report.rows][-1] == ("action", 2)
-    assert said[0] == "left out 1 of 3 questions: 1 videos are not cached"
-    assert said[1].startswith("2 questions are about a part of their video")
+    assert said[0] == "left out 1 of 3 questions: videos that are not cached, or failed: 1"
+    assert said[1].startswith("questions about a part of their video (start, end): 2;")
     assert report.about["missing_videos"] == ["gone.mp4"]
 
 
 @pytest.mark.parametrize(
     ("options", "error", "said"),
     [
-        ({"budgets": [1.5]}, ConfigError, "1.5"),
-        ({"thresholds": [0.9]}, BudgetError, "needs tokens that were fused"),
+        ({"budgets": [1.5]}, ConfigError, "^budget=1.5 cannot be read of this cache: .*1.5"),
+        ({"thresholds": [0.9]}, BudgetError, "^threshold=0.9 cannot.*needs tokens that were fused"),
         ({"by": ["sort"]}, ConfigError, "no question has the column 'sort'"),
         ({"layout": "mlvu"}, ConfigError, "'candidates' is"),
         ({"manner": Manner(max_new_tokens=4)}, ConfigError, "max_new_tokens 3, now 4"),
@@ -328,7 +328,7 @@ def test_a_killed_process_is_resumed_to_the_results_of_an_undisturbed_one(world,
     before = len(lines_of(tmp_path / "questions.eval"))
     assert 0 < before < 2 * len(rows)
     resumed = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    assert f"{before} were there before" in resumed.stderr
+    assert f"there before: {before};" in resumed.stderr
     whole = evaluate(
         [questions],
         world / "cache",
