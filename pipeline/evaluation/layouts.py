@@ -1,8 +1,10 @@
 """How question files name things: our own, and the annotations of four public benchmarks."""
 
+import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from pipeline.evaluation.rows import Row
@@ -10,6 +12,11 @@ from schemas.errors import ConfigError
 
 NUM_OPTION_COLUMNS = 5
 """Of LongVideoBench's Parquet files."""
+
+MISSPELT = 0.92
+"""Likeness from which a key is taken for another one misspelt, both without case and marks."""
+
+_MARKS = re.compile(r"[\W_]")
 
 _ID_IN_URL = re.compile(r"(?:[?&]v=|youtu\.be/|/shorts/)([\w-]+)")
 
@@ -31,6 +38,7 @@ class Layout:
         names_task: the file's name is a column, ``task``.
         part_start: key of where the part of the video begins that a question is about, "" where
             questions are about whole videos.
+        answered_file: the published file that holds answers, where another one holds none.
     """
 
     name: str
@@ -44,6 +52,12 @@ class Layout:
     needs_options: bool = True
     names_task: bool = False
     part_start: str = ""
+    answered_file: str = ""
+
+    @property
+    def keys(self) -> frozenset[str]:
+        """All keys that a question is made from."""
+        return frozenset({*self.video, "question", self.options, self.answer, self.question_id})
 
 
 TOKENREEL = Layout(
@@ -96,6 +110,7 @@ LONGVIDEOBENCH = Layout(
     question_id="id",
     signs=frozenset({"video_id", "candidates"}),
     strange=frozenset({"answer"}),
+    answered_file="lvb_val.json",
 )
 
 LAYOUTS: Mapping[str, Layout] = {
@@ -110,8 +125,8 @@ def detect_layout(rows: Sequence[Row]) -> Layout:
     Raises:
         ConfigError: none fits, or more than one.
     """
-    keys = frozenset(rows[0].values)
-    found = [each for each in LAYOUTS.values() if each.signs <= keys and not each.strange & keys]
+    keys = rows[0].values.keys()
+    found = _fitting(keys)
     if len(found) != 1:
         fits = " and ".join(each.name for each in found) or "no layout"
         raise ConfigError(
@@ -119,6 +134,66 @@ def detect_layout(rows: Sequence[Row]) -> Layout:
             f"question, answer; say --layout with one of: {', '.join(LAYOUTS)}"
         )
     return found[0]
+
+
+def _fitting(keys: Set[str]) -> list[Layout]:
+    return [each for each in LAYOUTS.values() if each.signs <= keys and not each.strange & keys]
+
+
+def other_layout(row: Row, layout: Layout) -> Layout | None:
+    """The one layout whose keys a row has, where that is not the one it is read as."""
+    found = _fitting(row.values.keys())
+    return found[0] if len(found) == 1 and found[0] is not layout else None
+
+
+def refusal(row: Row, key: str, expected: str, layout: Layout) -> ConfigError:
+    """What is wrong with a row's value, or that it is missing, and whose keys the row has."""
+    found = f"is {row.values[key]!r:.60}" if key in row.values else "is missing"
+    other = other_layout(row, layout)
+    advice = ""
+    if other:
+        advice = (
+            f"; its keys are those of {other.name} and it is read as {layout.name}: give --layout "
+            f"{other.name}, or each layout a file of its own"
+        )
+    return ConfigError(f"{row.where}: {key!r} {found}; expected {expected}{advice}")
+
+
+def check_rows(path: Path, rows: Sequence[Row], layout: Layout) -> None:
+    """Refuse files that would be read as something else than what was meant.
+
+    Raises:
+        ConfigError: a key that is nearly one of the layout's, which the row lacks; a file of a
+            benchmark whose answers are not published.
+    """
+    for row in rows:
+        _check_spelling(row, layout)
+    if not layout.answered_file or other_layout(rows[0], layout):
+        return
+    if all(row.values.get(layout.answer) is None for row in rows):
+        raise ConfigError(
+            f"{path} holds no answers ({layout.answer!r} is missing or null throughout, as in a "
+            "test split) and cannot be scored; use the validation file "
+            f"({layout.answered_file})"
+        )
+
+
+def _check_spelling(row: Row, layout: Layout) -> None:
+    given = {key for key, value in row.values.items() if value is not None}
+    unknown = {_plain(key): key for key in sorted(given - layout.keys)}
+    for expected in (layout.options, layout.answer, layout.question_id):
+        if not expected or row.values.get(expected) is not None:
+            continue
+        near = difflib.get_close_matches(_plain(expected), list(unknown), n=1, cutoff=MISSPELT)
+        if near:
+            raise ConfigError(
+                f"{row.where}: found the key {unknown[near[0]]!r}, expected {expected!r}; rename "
+                "it (a column of its own needs a name less alike)"
+            )
+
+
+def _plain(key: str) -> str:
+    return _MARKS.sub("", key.casefold())
 
 
 def unfold(rows: Sequence[Row]) -> list[Row]:
@@ -136,7 +211,9 @@ def unfold(rows: Sequence[Row]) -> list[Row]:
 
 
 def _with_candidates(row: Row) -> Row:
-    if "candidates" in row.values or not {"option0", "correct_choice"} <= row.values.keys():
+    keys = row.values.keys()
+    is_test = {"option0", "video_path"} <= keys and "answer" not in keys
+    if "candidates" in keys or not ({"option0", "correct_choice"} <= keys or is_test):
         return row
     names = [f"option{number}" for number in range(NUM_OPTION_COLUMNS)]
     options = [row.values.get(name) for name in names]

@@ -9,8 +9,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.evaluation.layouts import LAYOUTS, Layout, detect_layout, unfold
-from pipeline.evaluation.rows import Row, read_rows
+from pipeline.evaluation.layouts import (
+    LAYOUTS,
+    Layout,
+    check_rows,
+    detect_layout,
+    other_layout,
+    refusal,
+    unfold,
+)
+from pipeline.evaluation.rows import Row, as_text, read_rows
 from pipeline.evaluation.scoring import normalized
 from schemas.errors import ConfigError
 from schemas.video import Scalar
@@ -85,6 +93,7 @@ def read_questions(paths: Sequence[Path], *, layout: str = "auto") -> list[Quest
         if not rows:
             raise ConfigError(f"{path} holds no question")
         chosen = detect_layout(rows) if layout == "auto" else _layout(layout)
+        check_rows(path, rows, chosen)
         for number, row in enumerate(rows, 1):
             question = _question(row, number, chosen)
             questions.append(question)
@@ -107,10 +116,10 @@ def _check_ids(places: Mapping[str, Sequence[str]], made: Set[str]) -> None:
             "a question without an id gets its file's name and its place there, so rename one of "
             "the files, or give the questions ids"
         )
-    raise ConfigError(
-        f"{len(repeated)} question ids are given more than once, the first {first!r} at "
-        f"{' and '.join(places[first][:2])}; {advice}"
-    )
+    told = "1 question id is given more than once,"
+    if len(repeated) > 1:
+        told = f"{len(repeated)} question ids are given more than once, the first"
+    raise ConfigError(f"{told} {first!r} at {' and '.join(places[first][:2])}; {advice}")
 
 
 def _layout(name: str) -> Layout:
@@ -127,12 +136,15 @@ def _question(row: Row, number: int, layout: Layout) -> Question:
     columns = {key: _scalar(value) for key, value in row.values.items() if key not in used}
     if layout.names_task:
         columns.setdefault("task", row.task)
-    answer = _right_letter(row, layout, options, written) if options else _text(row, layout.answer)
+    if options:
+        answer = _right_letter(row, layout, options, written)
+    else:
+        answer = _text(row, layout.answer, layout)
     id_made = f"{row.task}:{number}"
     return Question(
-        question_id=_text(row, layout.question_id) if _has_id(row, layout) else id_made,
-        video_id=_text(row, video_key),
-        text=_text(row, "question"),
+        question_id=_text(row, layout.question_id, layout) if _has_id(row, layout) else id_made,
+        video_id=_text(row, video_key, layout),
+        text=_text(row, "question", layout),
         answer=answer,
         options=tuple(options),
         columns=columns,
@@ -144,19 +156,12 @@ def _has_id(row: Row, layout: Layout) -> bool:
     return row.values.get(layout.question_id) is not None
 
 
-def _text(row: Row, key: str) -> str:
+def _text(row: Row, key: str, layout: Layout) -> str:
     """A value that is text, or a number written out."""
-    value = row.values.get(key)
-    text = _written(value)
+    text = as_text(row.values.get(key))
     if not text:
-        found = f"is {value!r}" if key in row.values else "is missing"
-        raise ConfigError(f"{row.where}: {key!r} {found}; expected text that is not empty")
+        raise refusal(row, key, "text that is not empty", layout)
     return text
-
-
-def _written(value: Any) -> str:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return str(value).strip() if isinstance(value, str) or is_number else ""
 
 
 def _options(row: Row, layout: Layout) -> list[str]:
@@ -165,11 +170,11 @@ def _options(row: Row, layout: Layout) -> list[str]:
     if values is None and not layout.needs_options:
         return []
     if not isinstance(values, list) or not 2 <= len(values) <= len(LETTERS):
-        raise ConfigError(
-            f"{row.where}: {layout.options!r} is {str(values)[:60]!r}; expected a list of 2 to "
-            f"{len(LETTERS)} options (tasks of free text cannot be scored here)"
-        )
-    options = [_written(value) for value in values]
+        expected = f"a list of 2 to {len(LETTERS)} options"
+        if values is None and not other_layout(row, layout):
+            expected += " (tasks of free text cannot be scored here)"
+        raise refusal(row, layout.options, expected, layout)
+    options = [as_text(value) for value in values]
     if not all(options):
         raise ConfigError(f"{row.where}: an option is neither text nor a number, or empty")
     return options
@@ -190,11 +195,13 @@ def _right_letter(row: Row, layout: Layout, options: Sequence[str], written: Seq
         ConfigError: the answer is none of the options, or stands for two that differ.
     """
     kind, value = layout.answer_is, row.values.get(layout.answer)
+    if value is None:
+        raise refusal(row, layout.answer, _EXPECTED[kind], layout)
     found: set[int] = set()
     if kind == "index":
         found = {value} if type(value) is int and 0 <= value < len(options) else set()
     else:
-        answer = _text(row, layout.answer)
+        answer = _text(row, layout.answer, layout)
         letter = _LETTER.fullmatch(answer)
         if kind != "text" and letter and letter[1] in LETTERS[: len(options)]:
             found.add(LETTERS.index(letter[1]))

@@ -111,6 +111,13 @@ LONGVIDEOBENCH = [
     },
 ]
 
+OWN = {"video_id": "a.mp4", "question": "Which colour?", "answer": "red"}
+
+
+def without(row, *keys):
+    return {key: value for key, value in row.items() if key not in keys}
+
+
 CASES = {
     "video-mme": (VIDEO_MME, ["aB-3_x", "zz"], ["C", "A"], ["001-1", "301-2"]),
     "mvbench": (MVBENCH, ["X1Y2.mp4", "rooms/7.webm"], ["B", "C"], ["sample:1", "sample:2"]),
@@ -232,8 +239,12 @@ def test_longvideobench_with_a_column_for_each_option_is_read(tmp_path):
         ([{**VIDEO_MME[0], "answer": "E"}], "expected the letter of an option"),
         ([{**MVBENCH[0], "answer": "B"}], "expected the text of an option"),
         ([{**LONGVIDEOBENCH[0], "correct_choice": 5}], "the number of an option, from 0"),
-        ([{k: v for k, v in LONGVIDEOBENCH[0].items() if k != "correct_choice"}], "is None and is"),
-        ([{k: v for k, v in MLVU[0].items() if k != "candidates"}], "free text cannot be scored"),
+        ([{**LONGVIDEOBENCH[0], "correct_choice": True}], "is True and is none"),
+        (
+            [LONGVIDEOBENCH[0], without(LONGVIDEOBENCH[1], "correct_choice")],
+            "'correct_choice' is mi",
+        ),
+        ([without(MLVU[0], "candidates")], "free text cannot be scored"),
         ([{"video_id": "1", "questions": [3]}], "question 1: expected a JSON object"),
         ([{"clip": "x", "query": "y"}], "no layout has the keys clip, query"),
         ([{**VIDEO_MME[0], **MVBENCH[0]}], "video-mme and mvbench has"),
@@ -243,6 +254,100 @@ def test_longvideobench_with_a_column_for_each_option_is_read(tmp_path):
 def test_rows_that_do_not_keep_to_a_layout_are_refused(tmp_path, rows, said):
     with pytest.raises(ConfigError, match=said):
         read_questions([as_list(tmp_path, rows)])
+
+
+@pytest.mark.parametrize(
+    ("layout", "rows", "missing", "theirs"),
+    [
+        ("mlvu", [OWN], "candidates", "tokenreel"),
+        ("video-mme", MLVU, "options", "mlvu"),
+        ("longvideobench", VIDEO_MME, "candidates", "video-mme"),
+        ("mvbench", VIDEO_MME, "candidates", "video-mme"),
+        ("tokenreel", LONGVIDEOBENCH, "answer", "longvideobench"),
+    ],
+)
+def test_a_wrong_layout_is_told_with_the_missing_key_and_the_right_one(
+    tmp_path, layout, rows, missing, theirs
+):
+    with pytest.raises(ConfigError) as caught:
+        read_questions([as_list(tmp_path, rows)], layout=layout)
+    told = str(caught.value)
+    assert f"sample.json, object 1: {missing!r} is missing; expected " in told
+    assert told.endswith(
+        f"; its keys are those of {theirs} and it is read as {layout}: give --layout {theirs}, "
+        "or each layout a file of its own"
+    )
+    assert "None" not in told
+    assert "free text" not in told
+
+
+@pytest.mark.parametrize(
+    ("rows", "missing", "theirs"),
+    [
+        ([OWN, MVBENCH[0]], "video_id", "mvbench"),
+        ([MVBENCH[0], OWN], "candidates", "tokenreel"),
+        ([VIDEO_MME[0], LONGVIDEOBENCH[0]], "options", "longvideobench"),
+    ],
+    ids=["mvbench in our own", "our own in mvbench", "longvideobench in video-mme"],
+)
+def test_a_row_of_another_layout_within_a_file_is_told_with_its_place(
+    tmp_path, rows, missing, theirs
+):
+    with pytest.raises(ConfigError, match=f"object 2: {missing!r} is missing") as caught:
+        read_questions([as_list(tmp_path, rows)])
+    assert f"its keys are those of {theirs}" in str(caught.value)
+
+
+def test_options_that_are_null_are_told_as_that(tmp_path):
+    rows = [{**MVBENCH[0], "candidates": None}]
+    with pytest.raises(ConfigError, match=r"'candidates' is None; expected a list of 2 to 26 opt"):
+        read_questions([as_list(tmp_path, rows)])
+
+
+@pytest.mark.parametrize("published", ["missing", "null", "columns", "parquet"])
+def test_a_test_split_without_answers_is_refused_with_the_file_that_has_them(tmp_path, published):
+    rows = [without(row, "correct_choice") for row in LONGVIDEOBENCH]
+    if published == "null":
+        rows = [{**row, "correct_choice": None} for row in rows]
+    elif published in ("columns", "parquet"):
+        columns = {f"option{number}": text for number, text in enumerate("vwxyz")}
+        rows = [{**without(row, "candidates"), **columns} for row in rows]
+    path = as_list(tmp_path, rows)
+    if published == "parquet":
+        path = tmp_path / "test.parquet"
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    for layout in ("auto", "longvideobench"):
+        with pytest.raises(ConfigError) as caught:
+            read_questions([path], layout=layout)
+        assert str(caught.value) == (
+            f"{path} holds no answers ('correct_choice' is missing or null throughout, as in a "
+            "test split) and cannot be scored; use the validation file (lvb_val.json)"
+        )
+
+
+@pytest.mark.parametrize(
+    ("row", "found", "expected"),
+    [
+        (
+            {**without(MVBENCH[0], "candidates"), "Candidates": ["a", "b"]},
+            "Candidates",
+            "candidates",
+        ),
+        ({**without(LONGVIDEOBENCH[0], "id"), "ID": "x"}, "ID", "id"),
+        (
+            {**without(LONGVIDEOBENCH[0], "correct_choice"), "correctChoice": 1},
+            "correctChoice",
+            "correct_choice",
+        ),
+    ],
+    ids=["options", "question id", "answer"],
+)
+def test_a_misspelt_key_of_a_benchmark_is_told(tmp_path, row, found, expected):
+    layout = "mvbench" if "video_id" not in row else "longvideobench"
+    with pytest.raises(
+        ConfigError, match=f"object 1: found the key {found!r}, expected {expected!r};"
+    ):
+        read_questions([as_list(tmp_path, [row])], layout=layout)
 
 
 def test_an_unknown_layout_is_refused_with_those_there_are(tmp_path):
