@@ -27,6 +27,7 @@ def run(
     answers = answer_all(corpus, settings(corpus), processes=given.processes)
     rows = summarize(corpus.questions, [*answers, blind_answers(corpus)], by=("kind", "level"))
     write_result(corpus, name, [row.to_json() for row in rows])
-    print(f"### {corpus.name}: {len(corpus.questions)} questions about {given.videos} videos\n")
+    num_videos = len({question.video_id for question in corpus.questions})
+    print(f"### {corpus.name}: {len(corpus.questions)} questions about {num_videos} videos\n")
     for table in tables(corpus, rows):
         print(table)
