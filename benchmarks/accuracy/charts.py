@@ -61,16 +61,16 @@ def draw_methods(axes: Any, rows: list[Row], by: str, group: str) -> None:
         row = find(rows, name, by, group)
         if row:
             axes.axhline(accuracy(row), color="grey", linestyle=line, linewidth=0.8)
-    axes.set_title(group)
+    axes.set_title("mean of kinds" if group == MEAN_OF_GROUPS else group)
 
 
 def methods_chart(rows: list[Row], by: str, groups: tuple[str, ...], path: Path) -> None:
-    """One panel per group."""
+    """One panel per group; a single one is larger, with its legend beside it."""
     across = min(4, len(groups))
     down = -(-len(groups) // across)
-    figure, panels = plt.subplots(
-        down, across, figsize=(4 * across, 3.2 * down), sharex=True, squeeze=False
-    )
+    is_single = len(groups) == 1
+    size = (7.5, 4.5) if is_single else (4 * across, 3.2 * down)
+    figure, panels = plt.subplots(down, across, figsize=size, sharex=True, squeeze=False)
     for panel, group in zip(panels.flat, groups, strict=False):
         draw_methods(panel, rows, by, group)
     for panel in panels[-1]:
@@ -78,13 +78,17 @@ def methods_chart(rows: list[Row], by: str, groups: tuple[str, ...], path: Path)
     for panel in panels[:, 0]:
         panel.set_ylabel("right answers, %")
     handles, labels = panels[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=6)
+    if is_single:
+        figure.legend(handles, labels, loc="outside right center")
+    else:
+        figure.legend(handles, labels, loc="outside lower center", ncols=6)
     save(figure, path)
 
 
 def thresholds_chart(rows: list[Row], path: Path) -> None:
     """Tokens kept and right answers over the threshold, by level and window."""
-    figure, panels = plt.subplots(2, len(LEVELS), figsize=(4 * len(LEVELS), 6), sharex=True)
+    size = (4 * len(LEVELS), 6)
+    figure, panels = plt.subplots(2, len(LEVELS), figsize=size, sharex=True, sharey="row")
     for number, level in enumerate(LEVELS):
         for window in WINDOWS:
             found = [

@@ -1,14 +1,14 @@
 """Every fusion method at equal budgets: `python benchmarks/accuracy/methods.py [--model DIR]`.
 
-Prints Markdown: accuracy of each method at 50, 33, 25, 15 and 10 % of the tokens, its paired
-difference to all tokens, then by motion level and by kind of question.
+Prints Markdown: accuracy of each method at 50, 33, 25, 15 and 10 % of the tokens, as its paired
+difference to all tokens and to TTF, then by motion level and by kind of question.
 """
 
 from collections.abc import Iterator
 
 from answering import BLIND
 from corpus import Corpus
-from script import Rows, run
+from script import Results, Rows, run
 from settings import Setting
 from tables import MEAN_OF_KINDS, find, markdown, percent, points
 
@@ -62,6 +62,25 @@ def main_table(rows: Rows) -> str:
     )
 
 
+def ttf_table(results: Results) -> str:
+    """Mean of kinds, each method's difference to TTF at the same budget."""
+    differences: dict[str, str] = {}
+    for budget in BUDGETS:
+        names = [setting_of(method, budget).name for method in BUDGETED if method != "ttf"]
+        asked = [name for name in names if name in results.answers]
+        for row in results.against(setting_of("ttf", budget).name, asked):
+            if (row.by, row.group) == MEAN_OF_KINDS:
+                differences[row.setting] = points(row.difference)
+    lines = [
+        [method, *(differences.get(setting_of(method, b).name, "refused") for b in BUDGETS)]
+        for method in BUDGETED
+        if method != "ttf"
+    ]
+    return "Differences to TTF at the same budget, in points:\n\n" + markdown(
+        ["method", *(f"{budget:.0%}" for budget in BUDGETS)], lines
+    )
+
+
 def group_table(rows: Rows, by: str, groups: tuple[str, ...]) -> str:
     """Accuracy with all tokens by group, and each method's difference to it at one budget.
 
@@ -84,10 +103,11 @@ def group_table(rows: Rows, by: str, groups: tuple[str, ...]) -> str:
     return markdown([f"by {by}", *groups], lines)
 
 
-def tables(_: Corpus, rows: Rows) -> Iterator[str]:
-    yield main_table(rows)
-    yield group_table(rows, "level", LEVELS)
-    yield group_table(rows, "kind", KINDS)
+def tables(results: Results) -> Iterator[str]:
+    yield main_table(results.rows)
+    yield ttf_table(results)
+    yield group_table(results.rows, "level", LEVELS)
+    yield group_table(results.rows, "kind", KINDS)
 
 
 if __name__ == "__main__":

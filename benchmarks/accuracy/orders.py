@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from answering import BLIND
 from corpus import Corpus
 from methods import FULL
-from script import Rows, run
+from script import Results, Rows, run
 from settings import POSITIONS, Setting
 from tables import MEAN_OF_KINDS, find, markdown, percent, points
 
@@ -46,8 +46,9 @@ def main_table(rows: Rows, names: Sequence[str]) -> str:
     return markdown(["", "mean of kinds %", "points to all tokens", *KINDS], lines)
 
 
-def tables(corpus: Corpus, rows: Rows) -> Iterator[str]:
-    yield main_table(rows, [*(setting.name for setting in all_settings(corpus)), BLIND])
+def tables(results: Results) -> Iterator[str]:
+    names = [setting.name for setting in all_settings(results.corpus)]
+    yield main_table(results.rows, [*names, BLIND])
 
 
 if __name__ == "__main__":

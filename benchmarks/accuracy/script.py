@@ -1,14 +1,30 @@
 """What the scripts of this folder have in common: from the command line to tables."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from answering import answer_all, blind_answers
 from corpus import Corpus, open_corpus, parser_of, write_result
 from settings import Setting
 
+from pipeline.evaluation.records import Answered
 from pipeline.evaluation.report import ResultRow, summarize
 
 Rows = tuple[ResultRow, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """The answers of each setting, and their ``rows``: compared with the first setting."""
+
+    corpus: Corpus
+    answers: Mapping[str, Sequence[Answered]]
+    rows: Rows
+
+    def against(self, reference: str, others: Iterable[str]) -> Rows:
+        """Rows of some settings, compared with another one than the first."""
+        chosen = [self.answers[name] for name in (reference, *others)]
+        return summarize(self.corpus.questions, chosen, by=("kind",))
 
 
 def run(
@@ -16,18 +32,18 @@ def run(
     name: str,
     *,
     settings: Callable[[Corpus], Sequence[Setting]],
-    tables: Callable[[Corpus, Rows], Iterable[str]],
+    tables: Callable[[Results], Iterable[str]],
 ) -> None:
-    """Ask all questions at all settings; print tables, and keep the rows as JSON under a name.
-
-    The first setting is the one that the others are compared with.
-    """
+    """Ask all questions at all settings; print tables, and keep the rows as JSON under a name."""
     given = parser_of(description).parse_args()
     corpus = open_corpus(given)
-    answers = answer_all(corpus, settings(corpus), processes=given.processes)
-    rows = summarize(corpus.questions, [*answers, blind_answers(corpus)], by=("kind", "level"))
+    answers = [
+        *answer_all(corpus, settings(corpus), processes=given.processes),
+        blind_answers(corpus),
+    ]
+    rows = summarize(corpus.questions, answers, by=("kind", "level"))
     write_result(corpus, name, [row.to_json() for row in rows])
     num_videos = len({question.video_id for question in corpus.questions})
     print(f"### {corpus.name}: {len(corpus.questions)} questions about {num_videos} videos\n")
-    for table in tables(corpus, rows):
+    for table in tables(Results(corpus, {each[0].setting: each for each in answers}, rows)):
         print(table)

@@ -10,7 +10,7 @@ import torch
 from answering import BLIND
 from corpus import Corpus
 from methods import FULL
-from script import Rows, run
+from script import Results, Rows, run
 from settings import Setting
 from tables import MEAN_OF_KINDS, find, markdown, percent
 
@@ -70,9 +70,9 @@ def cosine_table(corpus: Corpus) -> str:
     return markdown(["best cosine", *(f"{q:.0%}" for q in QUANTILES)], lines)
 
 
-def tables(corpus: Corpus, rows: Rows) -> Iterator[str]:
-    yield main_table(rows)
-    yield cosine_table(corpus)
+def tables(results: Results) -> Iterator[str]:
+    yield main_table(results.rows)
+    yield cosine_table(results.corpus)
 
 
 if __name__ == "__main__":
