@@ -7,7 +7,7 @@ Exits 1 where any does.
 
 import sys
 
-from corpus import Corpus, make_cache, open_corpus, parser_of, write_result
+from corpus import Corpus, make_cache, model_parser, open_corpus, write_result
 from methods import BUDGETS
 from tables import markdown
 
@@ -46,7 +46,7 @@ def answers_of(
 
 
 def main() -> None:
-    given = parser_of(__doc__).parse_args()
+    given = model_parser(__doc__).parse_args()
     corpus = open_corpus(given)
     progressive = answers_of(corpus, 1.0, BUDGETS)
     lines, num_different = [], 0

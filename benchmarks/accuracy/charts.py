@@ -12,7 +12,7 @@ from typing import Any
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 from answering import BLIND
-from corpus import parser_of, world_folder
+from corpus import digest_sources, world_folder, world_parser
 from methods import BUDGETED, BUDGETS, FULL, setting_of
 from thresholds import THRESHOLDS, WINDOWS
 from thresholds import setting_of as threshold_setting
@@ -113,14 +113,14 @@ def save(figure: Any, path: Path) -> None:
 
 
 def main() -> None:
-    parser = parser_of(__doc__)
+    parser = world_parser(__doc__)
     parser.add_argument("--out", type=Path, default=PLOTS, help="folder of the plots")
     given = parser.parse_args()
     mpl.rcParams.update(
         {"svg.fonttype": "none", "svg.hashsalt": "tokenreel", "figure.constrained_layout.use": True}
     )
     given.out.mkdir(parents=True, exist_ok=True)
-    results = sorted(world_folder(given).glob("answers-*/*.json"))
+    results = sorted(world_folder(given).glob(f"answers-*-{digest_sources()}/*.json"))
     if not results:
         parser.error(f"no results in {world_folder(given)}; run thresholds.py or methods.py first")
     for path in results:

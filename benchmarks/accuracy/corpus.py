@@ -6,7 +6,6 @@ All is kept in folders named by digests of what made it, so that nothing old is 
 import argparse
 import hashlib
 import json
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,6 @@ from examples.toyworld.make_videos import draw_scenes, write_world
 from examples.toyworld.question_set import balanced
 from examples.toyworld.scene import FRAMES_PER_SECOND
 from jobs.build import build
-from pipeline import fusion
 from pipeline.cache import TokenCache, open_cache
 from pipeline.evaluation.identity import digest_checkpoint
 from pipeline.evaluation.questions import Question, read_questions
@@ -28,6 +26,17 @@ from schemas.config import BuildConfig, EncoderConfig, SamplingConfig
 from schemas.fusion import FusionConfig
 
 NUM_VIDEOS, PER_KIND = 640, 360
+SHIPPED = "seed 0"
+"""Name of the shipped model."""
+DECIDING_MODULES = (
+    "schemas/fusion.py",
+    "pipeline/assemble.py",
+    "pipeline/positions.py",
+    "pipeline/prefill.py",
+    "pipeline/session.py",
+    "pipeline/evaluation/answers.py",
+    "pipeline/evaluation/scoring.py",
+)
 WORLD_MODULES = ("scene", "masks", "draw", "render", "questions", "question_set", "make_videos")
 
 
@@ -45,24 +54,32 @@ class Corpus:
     name: str
 
 
-def parser_of(description: str) -> argparse.ArgumentParser:
-    """With the options that all scripts of this folder have."""
+def world_parser(description: str) -> argparse.ArgumentParser:
+    """With the options that say which videos and questions, and where all is kept."""
     parser = argparse.ArgumentParser(
         description=description.splitlines()[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--model", type=_checkpoint, default=str(TRAINED), help="folder")
-    parser.add_argument("--name", default="seed 0", help="of the model, in tables and plots")
     parser.add_argument(
         "--work", type=Path, default="build/accuracy", help="folder of videos, caches and answers"
     )
     positive = at_least(1)
-    parser.add_argument("--videos", type=positive, default=NUM_VIDEOS, help="how many")
+    parser.add_argument("--videos", type=positive, default=NUM_VIDEOS, help="test videos drawn")
     parser.add_argument(
         "--per-kind", type=positive, default=PER_KIND, help="questions of each kind, at most"
     )
+    return parser
+
+
+def model_parser(description: str) -> argparse.ArgumentParser:
+    """With the options that say which model besides."""
+    parser = world_parser(description)
     parser.add_argument(
-        "--processes", type=positive, default=os.cpu_count() or 1, help="that answer"
+        "--model", type=_checkpoint, default=str(TRAINED), help="checkpoint of the toy world"
+    )
+    parser.add_argument(
+        "--name",
+        help="of the model, in tables and plots; else its folder's, or that of the shipped one",
     )
     return parser
 
@@ -84,11 +101,11 @@ def open_corpus(given: argparse.Namespace) -> Corpus:
     cache = world / f"whole-{digest}"
     make_cache(world, cache, given.model, FusionConfig(method="none"))
     return Corpus(
-        work=world / f"answers-{digest}-{_digest_sources()}",
+        work=world / f"answers-{digest}-{digest_sources()}",
         model=given.model,
         questions=read_questions([world / "questions.jsonl"]),
         whole=open_cache(cache),
-        name=given.name,
+        name=given.name or (SHIPPED if given.model == TRAINED else given.model.name),
     )
 
 
@@ -100,10 +117,12 @@ def world_folder(given: argparse.Namespace) -> Path:
     return work / f"test-{given.videos}-{given.per_kind}-{made_by}"
 
 
-def _digest_sources() -> str:
-    """Of all that decides which tokens are kept, and where they stand."""
-    sources = sorted(Path(fusion.__file__).parent.glob("*.py"))
-    return _digest([*sources, Path(__file__).parent / "settings.py"])
+def digest_sources() -> str:
+    """Of what decides which tokens are kept, where they stand, how they are asked and scored."""
+    here, root = Path(__file__).parent, Path(__file__).parents[2]
+    sources = sorted((root / "pipeline" / "fusion").glob("*.py"))
+    sources += [root / path for path in DECIDING_MODULES]
+    return _digest([*sources, here / "settings.py", here / "answering.py"])
 
 
 def _digest(paths: list[Path]) -> str:

@@ -4,7 +4,7 @@ Prints Markdown: accuracy of each method at 50, 33, 25, 15 and 10 % of the token
 difference to all tokens and to TTF, then by motion level and by kind of question.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from answering import BLIND
 from corpus import Corpus
@@ -14,6 +14,7 @@ from tables import MEAN_OF_KINDS, find, markdown, percent, points
 
 from examples.toyworld.questions import KINDS
 from examples.toyworld.scene import LEVELS
+from pipeline.evaluation.report import ResultRow
 from pipeline.fusion import plan_fusion
 from schemas.errors import FusionError
 from schemas.fusion import METHODS, FusionConfig
@@ -45,39 +46,44 @@ def all_settings(corpus: Corpus) -> list[Setting]:
     return [FULL, *(setting for setting in budgeted if is_possible(corpus, setting))]
 
 
-def main_table(rows: Rows) -> str:
-    """Mean of kinds, and its difference to all tokens; "refused" where a method keeps more."""
-    full, blind = find(rows, FULL.name, *MEAN_OF_KINDS), find(rows, BLIND, *MEAN_OF_KINDS)
-    differences = {
-        row.setting: points(row.difference) for row in rows if (row.by, row.group) == MEAN_OF_KINDS
-    }
+def budget_table(rows: Rows, methods: Iterable[str], cell: Callable[[ResultRow], str]) -> str:
+    """Something of each method and budget's mean of kinds; "refused" where a method keeps more."""
+    cells = {row.setting: cell(row) for row in rows if (row.by, row.group) == MEAN_OF_KINDS}
     lines = [
-        [method, *(differences.get(setting_of(method, b).name, "refused") for b in BUDGETS)]
-        for method in BUDGETED
+        [method, *(cells.get(setting_of(method, budget).name, "refused") for budget in BUDGETS)]
+        for method in methods
     ]
-    return (
+    return markdown(["method", *(f"{budget:.0%}" for budget in BUDGETS)], lines)
+
+
+def accuracy(row: ResultRow) -> str:
+    return f"{100 * row.accuracy.value:.1f}"
+
+
+def difference(row: ResultRow) -> str:
+    return points(row.difference)
+
+
+def main_tables(rows: Rows) -> Iterator[str]:
+    """Right answers of each method and budget, and the differences to all tokens."""
+    full, blind = find(rows, FULL.name, *MEAN_OF_KINDS), find(rows, BLIND, *MEAN_OF_KINDS)
+    yield (
         f"All tokens: {percent(full.accuracy)} %; words alone: {percent(blind.accuracy)} %. "
-        "Differences to all tokens, in points:\n\n"
-        + markdown(["method", *(f"{budget:.0%}" for budget in BUDGETS)], lines)
+        "Right answers in percent:\n\n" + budget_table(rows, BUDGETED, accuracy)
     )
+    yield "Differences to all tokens, in points:\n\n" + budget_table(rows, BUDGETED, difference)
 
 
 def ttf_table(results: Results) -> str:
-    """Mean of kinds, each method's difference to TTF at the same budget."""
-    differences: dict[str, str] = {}
+    """Each method's difference to TTF at the same budget."""
+    others = [method for method in BUDGETED if method != "ttf"]
+    rows: list[ResultRow] = []
     for budget in BUDGETS:
-        names = [setting_of(method, budget).name for method in BUDGETED if method != "ttf"]
+        names = [setting_of(method, budget).name for method in others]
         asked = [name for name in names if name in results.answers]
-        for row in results.against(setting_of("ttf", budget).name, asked):
-            if (row.by, row.group) == MEAN_OF_KINDS:
-                differences[row.setting] = points(row.difference)
-    lines = [
-        [method, *(differences.get(setting_of(method, b).name, "refused") for b in BUDGETS)]
-        for method in BUDGETED
-        if method != "ttf"
-    ]
-    return "Differences to TTF at the same budget, in points:\n\n" + markdown(
-        ["method", *(f"{budget:.0%}" for budget in BUDGETS)], lines
+        rows += results.against(setting_of("ttf", budget).name, asked)
+    return "Differences to TTF at the same budget, in points:\n\n" + budget_table(
+        tuple(rows), others, difference
     )
 
 
@@ -91,7 +97,7 @@ def group_table(rows: Rows, by: str, groups: tuple[str, ...]) -> str:
     lines = [
         ["questions", *(str(found[FULL.name, group].num_questions) for group in groups)],
         *(
-            [name, *(f"{100 * found[name, group].accuracy.value:.1f}" for group in groups)]
+            [name, *(accuracy(found[name, group]) for group in groups)]
             for name in (FULL.name, BLIND)
         ),
         *(
@@ -104,7 +110,7 @@ def group_table(rows: Rows, by: str, groups: tuple[str, ...]) -> str:
 
 
 def tables(results: Results) -> Iterator[str]:
-    yield main_table(results.rows)
+    yield from main_tables(results.rows)
     yield ttf_table(results)
     yield group_table(results.rows, "level", LEVELS)
     yield group_table(results.rows, "kind", KINDS)

@@ -1,12 +1,14 @@
 """What the scripts of this folder have in common: from the command line to tables."""
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from answering import answer_all, blind_answers
-from corpus import Corpus, open_corpus, parser_of, write_result
+from corpus import Corpus, model_parser, open_corpus, write_result
 from settings import Setting
 
+from examples.toyworld.arguments import at_least
 from pipeline.evaluation.records import Answered
 from pipeline.evaluation.report import ResultRow, summarize
 
@@ -35,7 +37,11 @@ def run(
     tables: Callable[[Results], Iterable[str]],
 ) -> None:
     """Ask all questions at all settings; print tables, and keep the rows as JSON under a name."""
-    given = parser_of(description).parse_args()
+    parser = model_parser(description)
+    parser.add_argument(
+        "--processes", type=at_least(1), default=os.cpu_count() or 1, help="that answer questions"
+    )
+    given = parser.parse_args()
     corpus = open_corpus(given)
     answers = [
         *answer_all(corpus, settings(corpus), processes=given.processes),

@@ -23,8 +23,11 @@ def points(interval: Interval | None) -> str:
     """A difference with its interval, in points; bold where the interval leaves out 0."""
     if interval is None:
         return "-"
-    text = f"{100 * interval.value:+.1f} ({100 * interval.low:+.1f}..{100 * interval.high:+.1f})"
-    return f"**{text}**" if interval.low > 0 or interval.high < 0 else text
+    value, low, high = (100 * each for each in (interval.value, interval.low, interval.high))
+    if low <= 0 <= high:
+        return f"{value:+.1f} ({low:+.1f}..{high:+.1f})"
+    digits = 1 if min(abs(low), abs(high)) >= 0.05 else 2
+    return f"**{value:+.{digits}f} ({low:+.{digits}f}..{high:+.{digits}f})**"
 
 
 def markdown(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:

@@ -8,10 +8,13 @@ def at_least(least: int) -> Callable[[str], int]:
     """The type of an option that is a whole number with a lower bound."""
 
     def convert(text: str) -> int:
-        if not text.lstrip("-").isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(
-                f"{text!r}; expected a whole number of at least {least}"
-            )
-        return int(text)
+        expected = f"{text!r}; expected a whole number of at least {least}"
+        try:
+            value = int(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(expected) from error
+        if value < least:
+            raise argparse.ArgumentTypeError(expected)
+        return value
 
     return convert

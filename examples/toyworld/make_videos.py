@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--per-kind", type=at_least(1), help="balanced questions of each kind, at most"
     )
     given = parser.parse_args(arguments)
-    if (given.folder / "questions.jsonl").exists():
+    if (given.folder / "videos").exists() or (given.folder / "questions.jsonl").exists():
         parser.error(f"{given.folder} holds toy videos already; give another folder, or remove it")
     try:
         scenes = draw_scenes(given.part, given.videos, skip=given.skip)

@@ -17,7 +17,7 @@ class Stage:
         vision_rate: the tower's rate over the others'; 0: it rests.
         weights: of the loss at the first step and at the last.
         asks: whether questions are asked.
-        least_kept: below 1 every second lesson, by chance, keeps only a share of the visual tokens
+        least_kept: below 1 half of the lessons, by chance, keep only a share of the visual tokens
             between this and 1; which, is chance too.
     """
 

@@ -1,4 +1,4 @@
-"""Which token frames and tokens of a lesson are learnt from."""
+"""Token frames of a lesson: some of them, all in order again, and the tokens that are kept."""
 
 import numpy as np
 import torch
@@ -10,6 +10,9 @@ from examples.toyworld.scene import NUM_FRAMES, SIDE
 
 NUM_TOKEN_FRAMES = NUM_FRAMES // FRAMES_PER_TOKEN
 NUM_TOKENS = PATCHES.token_grid(NUM_FRAMES, SIDE, SIDE).num_tokens
+
+Tokens = tuple[Tensor, list[Tensor]]
+"""Embeddings ``(B, T*N, D)`` and DeepStack layers of the same shape."""
 
 
 def draw_keep_index(rng: np.random.Generator, least_kept: float) -> Tensor:
@@ -25,9 +28,6 @@ def token_frames(frames: Tensor, numbers: Tensor) -> Tensor:
     """Frames ``(B, 2 * len(numbers), SIDE, SIDE, 3)`` of some token frames."""
     pairs = frames.view(len(frames), NUM_TOKEN_FRAMES, FRAMES_PER_TOKEN, *frames.shape[2:])
     return pairs[:, numbers].flatten(1, 2)
-
-
-Tokens = tuple[Tensor, list[Tensor]]
 
 
 def in_order(seen: Tokens, rest: Tokens, numbers: Tensor) -> Tokens:

@@ -5,10 +5,10 @@
 Three stages: the vision tower learns to look (labels and a coarse picture of what each token
 covers), the language model learns to read its tokens (questions; the tower rests), then both learn
 together. No token is ever fused. The same command goes on where a training was stopped; two cores
-take about an hour and a half.
+take about 80 minutes.
 
---drop-tokens makes another model, used to missing tokens: in the last stage every second lesson
-keeps only 10 to 100 % of its visual tokens.
+--drop-tokens makes another model, used to missing tokens: in the last stage half of the lessons, by
+chance, keep only 10 to 100 % of their visual tokens.
 """
 
 import argparse

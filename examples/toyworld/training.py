@@ -164,18 +164,24 @@ class Training:
             with torch.no_grad():
                 rest = self._forward.visual_tokens(token_frames(lesson.frames, others))
             visual, deepstack = in_order(seen, rest, torch.cat([looked_at, others]))
-            rng = np.random.default_rng((self._seed, self._step, 1))
-            keep_index = draw_keep_index(rng, stage.least_kept)
-            logits = self._forward.logits(
-                prompt_of(self._tokenizer, keep_index),
-                visual.index_select(1, keep_index),
-                [layer.index_select(1, keep_index) for layer in deepstack],
-                lesson.input_ids,
-            )
+            logits = self._logits(visual, deepstack, lesson, stage.least_kept)
             losses.append(answer_loss(logits, lesson, weights, self._tokenizer.eos_token_id))
             told["answers"] = round(losses[-1].item(), 3)
         torch.autograd.backward(losses)
         return told
+
+    def _logits(
+        self, visual: Tensor, deepstack: list[Tensor], lesson: Lesson, least_kept: float
+    ) -> Tensor:
+        """What follows each column of the questions, of the tokens that this step keeps."""
+        rng = np.random.default_rng((self._seed, self._step, 1))
+        keep_index = draw_keep_index(rng, least_kept)
+        return self._forward.logits(
+            prompt_of(self._tokenizer, keep_index),
+            visual.index_select(1, keep_index),
+            [layer.index_select(1, keep_index) for layer in deepstack],
+            lesson.input_ids,
+        )
 
     def _split_frames(self) -> tuple[Tensor, Tensor]:
         """Numbers of the token frames that are learnt from, and of the others."""

@@ -30,8 +30,8 @@ def load_language_model(
         revision: of a hub id.
 
     Raises:
-        ModelError: the checkpoint cannot be loaded, or its vision weights are not those that made
-            the cache.
+        ModelError: the checkpoint cannot be loaded, is of another kind of model, or its vision
+            weights are not those that made the cache.
     """
     directory = _locate(model, encoder, revision)
     try:

@@ -123,30 +123,26 @@ def check_prompts(
     """
     split_prompt(tokenizer, "", num_videos=1)
     if manner.system is not None:
-        _check_prompt(tokenizer, "", manner.system, "the system text", most_positions)
+        _check_prompt(tokenizer, "", manner.system, "the system text")
     for question in questions:
         what = f"question {question.question_id!r} about video {question.video_id!r}"
-        _check_prompt(tokenizer, question.prompt, None, what, most_positions)
+        length = _check_prompt(tokenizer, question.prompt, manner.system, what)
+        if most_positions is not None and length > most_positions:
+            raise PrefillError(
+                f"{what} cannot be asked: text alone takes {length} tokens, the model is made for "
+                f"{most_positions}; shorten it"
+            )
 
 
 def _check_prompt(
-    tokenizer: "PreTrainedTokenizerBase",
-    prompt: str,
-    system: str | None,
-    what: str,
-    most_positions: int | None,
-) -> None:
+    tokenizer: "PreTrainedTokenizerBase", prompt: str, system: str | None, what: str
+) -> int:
+    """The number of tokens of its text."""
     try:
         require_unicode(f"{prompt}{system or ''}", "it")
-        parts = split_prompt(tokenizer, prompt, num_videos=1, system=system)
+        return sum(map(len, split_prompt(tokenizer, prompt, num_videos=1, system=system)))
     except (ConfigError, PrefillError) as error:
         raise PrefillError(f"{what} cannot be asked: {error}") from error
-    length = sum(map(len, parts))
-    if most_positions is not None and length > most_positions:
-        raise PrefillError(
-            f"{what} cannot be asked: its text alone is {length} tokens long, the model is made "
-            f"for {most_positions}; shorten it"
-        )
 
 
 def letter_tokens(tokenizer: "PreTrainedTokenizerBase", letters: str) -> dict[str, int]:

@@ -57,7 +57,8 @@ class Layout:
     @property
     def keys(self) -> frozenset[str]:
         """All keys that a question is made from."""
-        return frozenset({*self.video, "question", self.options, self.answer, self.question_id})
+        named = (*self.video, "question", self.options, self.answer, self.question_id)
+        return frozenset(filter(None, named))
 
 
 TOKENREEL = Layout(

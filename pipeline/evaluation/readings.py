@@ -72,14 +72,14 @@ def check_readings(
     for video_id in islice(video_ids, MOST_TRIED):
         try:
             for reading in readings:
-                _try(reading, cache, video_id)
+                _load_or_name(reading, cache, video_id)
         except (CacheCorruptError, CacheUnreachableError):
             continue
         return
 
 
-def _try(reading: Reading, cache: TokenCache, video_id: str) -> None:
-    """Read one video; an error names the setting."""
+def _load_or_name(reading: Reading, cache: TokenCache, video_id: str) -> None:
+    """Read one video; an error that the setting brings names it."""
     try:
         reading.load(cache, video_id)
     except (BudgetError, ConfigError) as error:

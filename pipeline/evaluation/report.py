@@ -15,8 +15,8 @@ from schemas.video import Scalar
 
 MEAN_OF_GROUPS = "mean of groups"
 
-VIDEO = "video_id"
-"""The column that every question has."""
+VIDEO = "video"
+"""A column that every question has: its video, if no column of its own is called so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +71,8 @@ class ResultRow:
             "videos": self.num_videos,
             "mean_tokens": self.mean_tokens,
             "keep_ratio": self.keep_ratio,
-            "accuracy": dataclasses.asdict(self.accuracy),
-            "difference": dataclasses.asdict(self.difference) if self.difference else None,
+            "accuracy": _numbers(self.accuracy, self.num_videos),
+            "difference": _numbers(self.difference, self.num_videos) if self.difference else None,
         }
 
 
@@ -183,13 +183,19 @@ class _Table:
             )
 
 
-def _ends(interval: Interval, num_videos: int, *, sign: str = "") -> str:
+def _numbers(interval: Interval, num_videos: int) -> dict[str, float | None]:
     """Of one video there is no interval."""
+    if num_videos > 1:
+        return dataclasses.asdict(interval)
+    return {"value": interval.value, "low": None, "high": None}
+
+
+def _ends(interval: Interval, num_videos: int, *, sign: str = "") -> str:
     return f"{interval.low:{sign}.4f} .. {interval.high:{sign}.4f}" if num_videos > 1 else "-"
 
 
 def _value(question: Question, name: str) -> Scalar:
-    return question.video_id if name == VIDEO else question.columns.get(name)
+    return question.columns.get(name, question.video_id if name == VIDEO else None)
 
 
 class _Group(NamedTuple):

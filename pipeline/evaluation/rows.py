@@ -200,6 +200,8 @@ def _wrapped_list(values: Mapping[str, Any]) -> str | None:
 
 
 def _object(value: Any, where: str) -> dict[str, Any]:
+    if isinstance(value, _Fault):
+        raise ConfigError(f"{where}: {value}")
     if not isinstance(value, dict):
         raise ConfigError(f"{where}: expected a JSON object, found {str(value)[:60]!r}")
     return value

@@ -92,7 +92,7 @@ def test_text_longer_than_the_model_is_made_for_is_refused_with_both_lengths(cli
     tokenizer = clip.encoder.tokenizer
     check_prompts(tokenizer, QUESTIONS, most_positions=1000)
     long = dataclasses.replace(QUESTIONS[1], text="who " * 2000)
-    with pytest.raises(PrefillError, match=r"question '2' .* \d{4} tokens long, .* for 1000;"):
+    with pytest.raises(PrefillError, match=r"question '2' .* takes \d{4} tokens, .* for 1000;"):
         check_prompts(tokenizer, [QUESTIONS[0], long], most_positions=1000)
 
 

@@ -63,13 +63,13 @@ def test_groups_stand_in_order_numbers_before_text_and_none_last():
     assert "(none)" in render_table(EvalReport(rows).table())
 
 
-def by_column(values):
+def by_column(values, name="c"):
     """Rows broken down by a column of these values, one a question."""
     questions = [
-        Question(f"q{n}", VIDEOS[n], "?", "x", columns={} if value is None else {"c": value})
+        Question(f"q{n}", VIDEOS[n], "?", "x", columns={} if value is None else {name: value})
         for n, value in enumerate(values)
     ]
-    return summarize(questions, ANSWERS[:1], by=["c"])
+    return summarize(questions, ANSWERS[:1], by=[name])
 
 
 def test_questions_without_the_column_do_not_count_in_the_mean_of_groups():
@@ -98,22 +98,30 @@ def test_true_and_one_are_two_groups_and_one_and_one_point_nought_the_same():
 
 def test_an_unknown_column_is_refused_with_those_there_are():
     with pytest.raises(
-        ConfigError, match=r"no question has the column 'sort'.*: kind, level, video_id"
+        ConfigError, match=r"no question has the column 'sort'.*: kind, level, video$"
     ):
         check_columns(QUESTIONS, ["kind", "sort"])
 
 
 def test_every_question_has_its_video_as_a_column():
-    rows = found(summarize(QUESTIONS, ANSWERS, by=["video_id"]))
-    assert rows["video_id", "a", FULL].num_questions == 2
-    assert rows["video_id", "b", FULL].accuracy.value == 0.5
+    rows = found(summarize(QUESTIONS, ANSWERS, by=["video"]))
+    assert rows["video", "a", FULL].num_questions == 2
+    assert rows["video", "b", FULL].accuracy.value == 0.5
 
 
-def test_of_one_video_the_table_shows_no_interval():
-    report = EvalReport(summarize(QUESTIONS, ANSWERS, by=["video_id"]))
+def test_a_column_of_its_own_called_video_is_that():
+    rows = by_column(["x", "x", "y", "y"], name="video")
+    assert {row.group for row in rows} == {"all", "mean of groups", "x", "y"}
+
+
+def test_of_one_video_there_is_no_interval():
+    report = EvalReport(summarize(QUESTIONS, ANSWERS, by=["video"]))
     shown = {(row["group"], row["setting"]): row for row in report.table()}
     assert shown["a", "budget=5"]["95 %"] == shown["a", "budget=5"]["95 % of it"] == "-"
     assert ".." in shown["all", FULL]["95 %"]
+    body = {(row["group"], row["setting"]): row for row in report.to_json()["results"]}
+    assert body["a", "budget=5"]["accuracy"] == {"value": 0.5, "low": None, "high": None}
+    assert body["a", "budget=5"]["difference"]["low"] is None
 
 
 def test_the_table_shows_ends_and_the_json_every_number():
