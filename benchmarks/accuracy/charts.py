@@ -5,6 +5,7 @@ writes SVG files. Needs matplotlib (the `bench` group).
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -125,7 +126,7 @@ def main() -> None:
         parser.error(f"no results in {world_folder(given)}; run thresholds.py or methods.py first")
     for path in results:
         kept = json.loads(path.read_text())
-        name, rows = kept["model"].replace(" ", "-"), kept["rows"]
+        name, rows = re.sub(r"\W+", "-", kept["model"]), kept["rows"]
         if path.stem == "thresholds":
             thresholds_chart(rows, given.out / f"thresholds-{name}.svg")
         elif path.stem == "methods":
