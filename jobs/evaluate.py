@@ -25,7 +25,9 @@ from pipeline.evaluation.journal import Journal
 from pipeline.evaluation.naming import match_videos
 from pipeline.evaluation.questions import Question, read_questions
 from pipeline.evaluation.readings import all_readings, answer_readings, check_readings
+from pipeline.evaluation.records import Answered
 from pipeline.evaluation.report import EvalReport, check_columns, summarize
+from pipeline.evaluation.scoring import is_right
 from pipeline.evaluation.todo import Todo, distinct_questions, unanswered
 from pipeline.evaluation.unread import UnreadVideos
 from pipeline.storage import Location
@@ -93,6 +95,7 @@ def evaluate(
     check_columns(written, by)
     cache = open_cache(location)
     questions, missing = _cached_questions(written, cache, skip_missing=skip_missing)
+    check_columns(questions, by)
     _tell(written, questions, missing, say)
     readings = all_readings(budgets, thresholds)
     check_readings(readings, cache, questions)
@@ -103,7 +106,8 @@ def evaluate(
         if todo:
             _answer(todo, cache, checkpoint, journal, device, manner, progress_style)
         answers = [
-            [journal.answer(each.name, q.question_id) for q in questions] for each in readings
+            [_scored(q, journal.answer(each.name, q.question_id)) for q in questions]
+            for each in readings
         ]
     rows = summarize(questions, answers, by=by, seed=SEED)
     report = EvalReport(rows, _about(files, cache, checkpoint, missing, depends_on))
@@ -186,6 +190,11 @@ def _answer(
     finally:
         progress.close()
     unread.raise_any()
+
+
+def _scored(question: Question, answered: Answered) -> Answered:
+    """By today's rules, whichever version wrote the answer down."""
+    return replace(answered, is_right=is_right(question, answered.answer))
 
 
 def _default_out(files: Sequence[Path]) -> Path:

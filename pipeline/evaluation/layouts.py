@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -185,12 +185,19 @@ def _check_spelling(row: Row, layout: Layout) -> None:
     for expected in (layout.options, layout.answer, layout.question_id):
         if not expected or row.values.get(expected) is not None:
             continue
-        near = difflib.get_close_matches(_plain(expected), list(unknown), n=1, cutoff=MISSPELT)
-        if near:
+        near = _misspelt(_plain(expected), unknown)
+        if near is not None:
             raise ConfigError(
-                f"{row.where}: found the key {unknown[near[0]]!r}, expected {expected!r}; rename "
+                f"{row.where}: found the key {unknown[near]!r}, expected {expected!r}; rename "
                 "it (a column of its own needs a name less alike)"
             )
+
+
+def _misspelt(expected: str, given: Collection[str]) -> str | None:
+    """The one that is nearly ``expected``, or has its letters in another order."""
+    near = difflib.get_close_matches(expected, given, n=1, cutoff=MISSPELT)
+    shuffled = [name for name in given if sorted(name) == sorted(expected)]
+    return next(iter(near + shuffled), None)
 
 
 def _plain(key: str) -> str:

@@ -157,6 +157,8 @@ def test_several_ids_given_twice_are_counted(write):
         ("questionId", "question_id"),
         ("question-id", "question_id"),
         ("Answer", "answer"),
+        ("optoins", "options"),
+        ("question_di", "question_id"),
     ],
 )
 def test_a_misspelt_key_is_refused_with_the_place_and_the_right_name(write, found, expected):

@@ -125,6 +125,13 @@ def test_the_same_run_again_asks_nothing_and_loads_no_model(world, finished, mon
     assert (out / FILE_NAME).read_bytes() == body
 
 
+def test_answers_that_were_kept_are_scored_by_todays_rules(world, finished, tmp_path):
+    out = shutil.copytree(finished[0], tmp_path / "run")
+    path = out / FILE_NAME
+    path.write_text(path.read_text().replace('"is_right": false', '"is_right": true'))
+    assert run_eval(world, out, by=["kind"]) == finished[1]
+
+
 def test_a_further_setting_joins_what_is_there(world, finished, tmp_path):
     out = shutil.copytree(finished[0], tmp_path / "run")
     body = (out / FILE_NAME).read_bytes()
@@ -209,6 +216,18 @@ def test_annotations_name_videos_without_folder_or_extension(world, tmp_path):
     assert said[0] == "left out 1 of 3 questions: videos that are not cached, or failed: 1"
     assert said[1].startswith("questions about a part of their video (start, end): 2;")
     assert report.about["missing_videos"] == ["gone.mp4"]
+
+
+def test_a_column_that_only_questions_left_out_have_is_told_before_any_is_asked(world, tmp_path):
+    rows = [
+        {"video_id": "a.mp4", "question": "Who?", "answer": "x"},
+        {"video_id": "gone.mp4", "question": "Who?", "answer": "x", "kind": "who"},
+    ]
+    path = tmp_path / "q.jsonl"
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    with pytest.raises(ConfigError, match="no question has the column 'kind'"):
+        evaluate([path], world / "cache", by=["kind"], skip_missing=True, progress_style="none")
+    assert not (tmp_path / "q.eval").exists()
 
 
 @pytest.mark.parametrize(
