@@ -7,15 +7,16 @@ import sys
 import pytest
 from click.testing import CliRunner
 
+from examples.toyworld.scene import FIRST_SEEDS
 from jobs.cli import cli
-from jobs.demo import FIRST_SEED, THRESHOLD
+from jobs.demo import THRESHOLD
 from jobs.render import MAX_CELL
 from schemas.fusion import METHODS
 from tests.synthetic import REPOSITORY
 
 DEMO_BUILD = ("build", "{root}/videos", "--out", "{root}/c", "--model", "{root}/model")
 
-VIDEO = f"toy_{FIRST_SEED:07}.mp4"
+VIDEO = f"toy_{FIRST_SEEDS['demo']:07}.mp4"
 
 VERBS = (
     *("plan", "build", "submit", "methods", "import-sttm"),
@@ -129,6 +130,13 @@ def test_the_demo_answers_a_question_of_every_kind_rightly_from_the_cache_and_ag
         kept, whole = map(int, line[5].split(" of "))
         assert kept < whole
     assert "12 of 12 answers from the cache are right, the second time too." in text
+
+
+def test_the_demo_again_finds_its_videos_cached(demo, tmp_path):
+    root = shutil.copytree(demo[0], tmp_path / "demo")
+    again = run("demo", "--out", root).stdout
+    assert "s] all 4 videos were cached before" in again
+    assert "12 of 12 answers from the cache are right" in again
 
 
 def test_status_query_show_and_verify_read_the_cache(demo):
