@@ -6,8 +6,9 @@
 
 ``toy/videos`` holds H.264 files, ``toy/questions.jsonl`` a line per question: video_id, kind,
 level, question, answer, and blind_answer, the likeliest to one who has not seen the video. Levels
-take turns; equal seeds give equal frames and questions. With ``--per-kind`` every answer of a kind
-is asked for as often, and every kind as often as its rarest answer allows.
+take turns; equal seeds give equal frames and questions. With ``--per-kind N`` some N questions of
+each kind are asked: rounded up so that each of its answers is right as often as any other, fewer
+where one of them is rare.
 """
 
 import argparse
@@ -84,7 +85,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--part", choices=FIRST_SEEDS, default="test", help="default test")
     parser.add_argument("--skip", type=at_least(0), default=0, help="leave out the first so many")
     parser.add_argument(
-        "--per-kind", type=at_least(1), help="balanced questions of each kind, at most"
+        "--per-kind",
+        type=at_least(1),
+        help="balanced questions of each kind, about; fewer where an answer is rare",
     )
     given = parser.parse_args(arguments)
     if (given.folder / "videos").exists() or (given.folder / "questions.jsonl").exists():

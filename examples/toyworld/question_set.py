@@ -25,8 +25,8 @@ class AskedQuestion:
 def balanced(scenes: Sequence[Scene], *, per_kind: int, seed: int) -> list[AskedQuestion]:
     """Choose questions: of each kind as many, and of each of its answers as many.
 
-    An answer that the scenes give too seldom sets the number for its kind, so that a kind may have
-    fewer than ``per_kind`` questions. The order is that of the scenes.
+    A kind has ``per_kind`` questions, rounded up to a multiple of the number of its answers, or
+    fewer where an answer is too rare in the scenes. The order is that of the scenes.
     """
     rng = np.random.default_rng(seed)
     found: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))

@@ -17,17 +17,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-import torch.distributed as dist
-from torch.multiprocessing.spawn import spawn
-
 from examples.toyworld.arguments import at_least
-from examples.toyworld.stages import DROPPING_STAGES, STAGES
-from examples.toyworld.training import Training
 
 
 def train(rank: int, num_processes: int, folder: Path, seed: int, drops_tokens: bool) -> None:
     """One of the processes that train together; the first one tells how far they are."""
+    import torch
+    import torch.distributed as dist
+
+    from examples.toyworld.stages import DROPPING_STAGES, STAGES
+    from examples.toyworld.training import Training
+
     torch.set_num_threads(1)
     if num_processes > 1:
         meeting = (folder / "meeting").resolve().as_uri()
@@ -44,7 +44,7 @@ def train(rank: int, num_processes: int, folder: Path, seed: int, drops_tokens: 
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Read the command line."""
+    """Read the command line; heavy imports wait until it is right."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="of the checkpoint; made where it is not there")
     parser.add_argument(
@@ -59,6 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         given.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         parser.error(f"cannot make the folder {given.folder}: {error.strerror}")
+    from torch.multiprocessing.spawn import spawn
+
     meeting = given.folder / "meeting"
     meeting.unlink(missing_ok=True)
     asked = (given.processes, given.folder, given.seed, given.drop_tokens)
