@@ -124,9 +124,13 @@ def main() -> None:
     results = sorted(world_folder(given).glob(f"answers-*-{digest_sources()}/*.json"))
     if not results:
         parser.error(f"no results in {world_folder(given)}; run thresholds.py or methods.py first")
+    drawn: dict[tuple[str, str], Path] = {}
     for path in results:
         kept = json.loads(path.read_text())
         name, rows = re.sub(r"\W+", "-", kept["model"]), kept["rows"]
+        other = drawn.setdefault((path.stem, name), path)
+        if other != path:
+            parser.error(f"{other} and {path} are of two models called {name!r}; remove one")
         if path.stem == "thresholds":
             thresholds_chart(rows, given.out / f"thresholds-{name}.svg")
         elif path.stem == "methods":

@@ -28,16 +28,9 @@ from schemas.fusion import FusionConfig
 NUM_VIDEOS, PER_KIND = 640, 360
 SHIPPED = "seed 0"
 """Name of the shipped model."""
-DECIDING_MODULES = (
-    "schemas/fusion.py",
-    "pipeline/assemble.py",
-    "pipeline/positions.py",
-    "pipeline/prefill.py",
-    "pipeline/session.py",
-    "pipeline/evaluation/answers.py",
-    "pipeline/evaluation/scoring.py",
-)
+ASKING_SCRIPTS = ("settings", "answering", "methods", "thresholds", "orders")
 WORLD_MODULES = ("scene", "masks", "draw", "render", "questions", "question_set", "make_videos")
+ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +59,7 @@ def world_parser(description: str) -> argparse.ArgumentParser:
     positive = at_least(1)
     parser.add_argument("--videos", type=positive, default=NUM_VIDEOS, help="test videos drawn")
     parser.add_argument(
-        "--per-kind", type=positive, default=PER_KIND, help="questions of each kind, at most"
+        "--per-kind", type=positive, default=PER_KIND, help="questions of each kind, about"
     )
     return parser
 
@@ -97,32 +90,36 @@ def open_corpus(given: argparse.Namespace) -> Corpus:
     if not (world / "questions.jsonl").exists():
         scenes = draw_scenes("test", given.videos)
         write_world(world, scenes, balanced(scenes, per_kind=given.per_kind, seed=0))
-    digest = digest_checkpoint(given.model)[:12]
-    cache = world / f"whole-{digest}"
+    made_by = f"{digest_checkpoint(given.model)[:12]}-{digest_sources()}"
+    cache = world / f"whole-{made_by}"
     make_cache(world, cache, given.model, FusionConfig(method="none"))
     return Corpus(
-        work=world / f"answers-{digest}-{digest_sources()}",
+        work=world / f"answers-{made_by}",
         model=given.model,
         questions=read_questions([world / "questions.jsonl"]),
         whole=open_cache(cache),
-        name=given.name or (SHIPPED if given.model == TRAINED else given.model.name),
+        name=given.name or _name_of(given.model),
     )
+
+
+def _name_of(model: Path) -> str:
+    return SHIPPED if model.resolve() == TRAINED.resolve() else model.resolve().name
 
 
 def world_folder(given: argparse.Namespace) -> Path:
     """Where the videos of these options are, as today's generator makes them."""
     folder = Path(toyworld.__file__).parent
-    made_by = _digest([folder / f"{name}.py" for name in WORLD_MODULES])
+    sources = [folder / f"{name}.py" for name in WORLD_MODULES]
+    made_by = _digest([*sources, ROOT / "pipeline" / "decode" / "clips.py"])
     work: Path = given.work
     return work / f"test-{given.videos}-{given.per_kind}-{made_by}"
 
 
 def digest_sources() -> str:
-    """Of what decides which tokens are kept, where they stand, how they are asked and scored."""
-    here, root = Path(__file__).parent, Path(__file__).parents[2]
-    sources = sorted((root / "pipeline" / "fusion").glob("*.py"))
-    sources += [root / path for path in DECIDING_MODULES]
-    return _digest([*sources, here / "settings.py", here / "answering.py"])
+    """Of all that stands between a video and a scored answer, and of what settings' names mean."""
+    packages = [path for name in ("pipeline", "schemas") for path in (ROOT / name).rglob("*.py")]
+    scripts = [Path(__file__).parent / f"{name}.py" for name in ASKING_SCRIPTS]
+    return _digest([*sorted(packages), *scripts])
 
 
 def _digest(paths: list[Path]) -> str:

@@ -1,7 +1,7 @@
 """Every fusion method at equal budgets: `python benchmarks/accuracy/methods.py [--model DIR]`.
 
 Prints Markdown: accuracy of each method at 50, 33, 25, 15 and 10 % of the tokens, as its paired
-difference to all tokens and to TTF, then by motion level and by kind of question.
+difference to all tokens and to TTF, then for each budget by motion level and by kind of question.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -20,9 +20,6 @@ from schemas.errors import FusionError
 from schemas.fusion import METHODS, FusionConfig
 
 BUDGETS = (0.50, 0.33, 0.25, 0.15, 0.10)
-SHOWN = 0.25
-"""The budget whose levels and kinds are printed; all are in the JSON."""
-
 FULL = Setting("all tokens", FusionConfig(method="none"))
 BUDGETED = tuple(name for name, method in METHODS.items() if method.budgeted)
 
@@ -47,12 +44,17 @@ def all_settings(corpus: Corpus) -> list[Setting]:
 
 
 def budget_table(rows: Rows, methods: Iterable[str], cell: Callable[[ResultRow], str]) -> str:
-    """Something of each method and budget's mean of kinds; "refused" where a method keeps more."""
+    """Something of each method and budget's mean of kinds; "refused" where a method keeps more.
+
+    Words alone have the same in every column.
+    """
     cells = {row.setting: cell(row) for row in rows if (row.by, row.group) == MEAN_OF_KINDS}
     lines = [
         [method, *(cells.get(setting_of(method, budget).name, "refused") for budget in BUDGETS)]
         for method in methods
     ]
+    if BLIND in cells:
+        lines.append([BLIND, *[cells[BLIND]] * len(BUDGETS)])
     return markdown(["method", *(f"{budget:.0%}" for budget in BUDGETS)], lines)
 
 
@@ -87,13 +89,13 @@ def ttf_table(results: Results) -> str:
     )
 
 
-def group_table(rows: Rows, by: str, groups: tuple[str, ...]) -> str:
+def group_table(rows: Rows, budget: float, by: str, groups: tuple[str, ...]) -> str:
     """Accuracy with all tokens by group, and each method's difference to it at one budget.
 
     Groups differ in their mix of questions: compare within a column only.
     """
     found = {(row.setting, row.group): row for row in rows if row.by == by}
-    names = [setting_of(method, SHOWN).name for method in BUDGETED]
+    names = [setting_of(method, budget).name for method in BUDGETED]
     lines = [
         ["questions", *(str(found[FULL.name, group].num_questions) for group in groups)],
         *(
@@ -112,8 +114,9 @@ def group_table(rows: Rows, by: str, groups: tuple[str, ...]) -> str:
 def tables(results: Results) -> Iterator[str]:
     yield from main_tables(results.rows)
     yield ttf_table(results)
-    yield group_table(results.rows, "level", LEVELS)
-    yield group_table(results.rows, "kind", KINDS)
+    for budget in BUDGETS:
+        yield group_table(results.rows, budget, "level", LEVELS)
+        yield group_table(results.rows, budget, "kind", KINDS)
 
 
 if __name__ == "__main__":

@@ -46,9 +46,25 @@ def main_table(rows: Rows, names: Sequence[str]) -> str:
     return markdown(["", "mean of kinds %", "points to all tokens", *KINDS], lines)
 
 
+def change_table(results: Results) -> str:
+    """What changed positions or order alone cost: differences to the same tokens as they were."""
+    columns = [FULL.name, *(f"ttf {budget:.0%}" for budget in BUDGETS)]
+    ways = [*(way for way in POSITIONS if way != "realigned"), "anchor first"]
+    found: dict[str, str] = {}
+    for name in columns:
+        names = [f"{name}, {way}" for way in ways if f"{name}, {way}" in results.answers]
+        rows = results.against(name, names)
+        found |= {each: points(find(rows, each, *MEAN_OF_KINDS).difference) for each in names}
+    lines = [[way, *(found.get(f"{name}, {way}", "-") for name in columns)] for way in ways]
+    return "Differences to the same tokens as they were, in points:\n\n" + markdown(
+        ["", *columns], lines
+    )
+
+
 def tables(results: Results) -> Iterator[str]:
     names = [setting.name for setting in all_settings(results.corpus)]
     yield main_table(results.rows, [*names, BLIND])
+    yield change_table(results)
 
 
 if __name__ == "__main__":

@@ -25,9 +25,17 @@ def points(interval: Interval | None) -> str:
         return "-"
     value, low, high = (100 * each for each in (interval.value, interval.low, interval.high))
     if low <= 0 <= high:
-        return f"{value:+.1f} ({low:+.1f}..{high:+.1f})"
+        return _signed(value, low, high, digits=1)
     digits = 1 if min(abs(low), abs(high)) >= 0.05 else 2
-    return f"**{value:+.{digits}f} ({low:+.{digits}f}..{high:+.{digits}f})**"
+    return f"**{_signed(value, low, high, digits=digits)}**"
+
+
+def _signed(value: float, low: float, high: float, *, digits: int) -> str:
+    """With signs; nought is +0.0, from whichever side it was rounded."""
+    first, second, third = (
+        f"{round(each, digits) + 0.0:+.{digits}f}" for each in (value, low, high)
+    )
+    return f"{first} ({second}..{third})"
 
 
 def markdown(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
