@@ -7,7 +7,7 @@ draw all backgrounds to one direction and leave a fusion nothing to tell apart.
 import numpy as np
 import numpy.typing as npt
 
-from examples.toyworld.questions import MIDLINE, SMALL_PAN
+from examples.toyworld.questions import direction_of, side_of
 from examples.toyworld.scene import (
     APART,
     BOX,
@@ -78,8 +78,8 @@ def _label_mover(labels: Labels, scene: Scene, mover: Mover, frame: int) -> None
     words = {
         "colour": _colour(mover, frame),
         "shape": mover.shape,
-        "direction": _direction(scene, mover),
-        "side": _side(x - SIDE / 2, y - SIDE / 2),
+        "direction": direction_of(scene, mover),
+        "side": side_of(x, y),
         "touch": _touch(scene, mover, frames),
     }
     for number, (group, choices) in enumerate(GROUPS.items()):
@@ -92,17 +92,6 @@ def _colour(mover: Mover, frame: int) -> str | None:
     if mover.changes_at is None or frame + FRAMES_PER_TOKEN <= mover.changes_at:
         return mover.colour
     return mover.then if frame >= mover.changes_at + GLOW_FRAMES else None
-
-
-def _direction(scene: Scene, mover: Mover) -> str | None:
-    is_panned = np.ptp(scene.camera.near[:, 0]) > SMALL_PAN
-    return None if is_panned and mover.direction == "still" else mover.direction
-
-
-def _side(x: float, y: float) -> str | None:
-    if min(abs(x), abs(y)) < MIDLINE:
-        return None
-    return ("top" if y < 0 else "bottom") + ("left" if x < 0 else "right")
 
 
 def _touch(scene: Scene, mover: Mover, frames: slice) -> str | None:

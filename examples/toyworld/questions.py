@@ -53,6 +53,20 @@ def ask(scene: Scene) -> list[Question]:
     ]
 
 
+def direction_of(scene: Scene, mover: Mover) -> str | None:
+    """Where a thing moves; None where it is still and the camera pans past it."""
+    is_panned = np.ptp(scene.camera.near[:, 0]) > SMALL_PAN
+    return None if is_panned and mover.direction == "still" else mover.direction
+
+
+def side_of(x: float, y: float) -> str | None:
+    """The quarter of the picture that a place lies in; None where it is near the middle."""
+    x, y = x - SIDE / 2, y - SIDE / 2
+    if min(abs(x), abs(y)) < MIDLINE:
+        return None
+    return ("top" if y < 0 else "bottom") + ("left" if x < 0 else "right")
+
+
 Hint = tuple[str, str]
 Answers = Iterator[tuple[str, str, *tuple[Hint, ...]]]
 
@@ -87,20 +101,17 @@ def _count(scene: Scene, rng: np.random.Generator) -> Answers:
 
 
 def _direction(scene: Scene, rng: np.random.Generator) -> Answers:
-    is_panned = np.ptp(scene.camera.near[:, 0]) > SMALL_PAN
     for mover in scene.movers:
         name = _name(mover, rng)
-        if not (is_panned and mover.direction == "still"):
-            answer = mover.direction
+        if answer := direction_of(scene, mover):
             yield f"where does the {name} thing move ?", answer, (name, answer)
 
 
 def _end(scene: Scene, rng: np.random.Generator) -> Answers:
     for mover, sight in zip(scene.movers, scene.sight, strict=True):
         name = _name(mover, rng)
-        last = mover.centres[mover.stop - 1] + scene.camera.near[mover.stop - 1] - SIDE / 2
-        if np.abs(last).min() >= MIDLINE and sight[mover.stop - 1] >= IN_SIGHT:
-            side = ("top" if last[1] < 0 else "bottom") + ("left" if last[0] < 0 else "right")
+        x, y = mover.centres[mover.stop - 1] + scene.camera.near[mover.stop - 1]
+        if (side := side_of(x, y)) and sight[mover.stop - 1] >= IN_SIGHT:
             yield f"where is the {name} thing last ?", side, (name, side)
 
 

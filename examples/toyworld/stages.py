@@ -41,3 +41,8 @@ STAGES = (
     Stage("both", 3600, 8, (0.7, 0.02), vision_rate=0.2, weights=_BOTH),
 )
 DROPPING_STAGES = (*STAGES[:-1], replace(STAGES[-1], least_kept=0.1))
+
+
+def stages_of(*, drops_tokens: bool) -> tuple[Stage, ...]:
+    """What a training goes through, of the shipped kind or of the one with token dropping."""
+    return DROPPING_STAGES if drops_tokens else STAGES

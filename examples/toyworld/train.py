@@ -5,19 +5,24 @@
 Three stages: the vision tower learns to look (labels and a coarse picture of what each token
 covers), the language model learns to read its tokens (questions; the tower rests), then both learn
 together. No token is ever fused. The same command goes on where a training was stopped; two cores
-take about 80 minutes.
+take 55 to 80 minutes.
 
 --drop-tokens makes another model, used to missing tokens: in the last stage half of the lessons, by
 chance, keep only 10 to 100 % of their visual tokens.
 """
 
 import argparse
+import fcntl
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from examples.toyworld.arguments import at_least
+from schemas.errors import ConfigError
+
+LOG_NAME = "training.jsonl"
+"""Where progress is kept; locked by the one command that trains in a folder."""
 
 
 def train(rank: int, num_processes: int, folder: Path, seed: int, drops_tokens: bool) -> None:
@@ -25,16 +30,15 @@ def train(rank: int, num_processes: int, folder: Path, seed: int, drops_tokens: 
     import torch
     import torch.distributed as dist
 
-    from examples.toyworld.stages import DROPPING_STAGES, STAGES
+    from examples.toyworld.stages import stages_of
     from examples.toyworld.training import Training
 
     torch.set_num_threads(1)
     if num_processes > 1:
         meeting = (folder / "meeting").resolve().as_uri()
         dist.init_process_group("gloo", meeting, rank=rank, world_size=num_processes)
-    stages = DROPPING_STAGES if drops_tokens else STAGES
-    training = Training(folder, seed=seed, stages=stages)
-    with (folder / "training.jsonl").open("a", encoding="utf-8") as log:
+    training = Training(folder, seed=seed, stages=stages_of(drops_tokens=drops_tokens))
+    with (folder / LOG_NAME).open("a", encoding="utf-8") as log:
         for told in training.run():
             if rank == 0:
                 line = json.dumps(told)
@@ -57,14 +61,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     try:
         given.folder.mkdir(parents=True, exist_ok=True)
+        log = (given.folder / LOG_NAME).open("a", encoding="utf-8")
     except OSError as error:
-        parser.error(f"cannot make the folder {given.folder}: {error.strerror}")
+        parser.error(f"cannot write to the folder {given.folder}: {error.strerror}")
+    with log:
+        try:
+            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            parser.error(f"another process trains in {given.folder}; wait, or give another folder")
+        try:
+            _run(given.folder, given.processes, given.seed, given.drop_tokens)
+        except ConfigError as error:
+            parser.error(str(error))
+
+
+def _run(folder: Path, processes: int, seed: int, drops_tokens: bool) -> None:
+    """Start the processes, unless the folder holds another training."""
     from torch.multiprocessing.spawn import spawn
 
-    meeting = given.folder / "meeting"
+    from examples.toyworld.stages import stages_of
+    from examples.toyworld.training_state import read_state, training_kind
+
+    stages = stages_of(drops_tokens=drops_tokens)
+    read_state(folder, training_kind(seed, processes, stages))
+    meeting = folder / "meeting"
     meeting.unlink(missing_ok=True)
-    asked = (given.processes, given.folder, given.seed, given.drop_tokens)
-    spawn(train, asked, nprocs=given.processes)  # type: ignore[no-untyped-call]
+    asked = (processes, folder, seed, drops_tokens)
+    spawn(train, asked, nprocs=processes)  # type: ignore[no-untyped-call]
     meeting.unlink(missing_ok=True)
 
 

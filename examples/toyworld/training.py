@@ -23,6 +23,7 @@ from examples.toyworld.token_frames import (
     in_order,
     token_frames,
 )
+from examples.toyworld.training_state import read_state, training_kind, write_state
 from examples.toyworld.validation import validate
 
 LOOKED_AT = 6
@@ -51,6 +52,9 @@ class Training:
         folder: where the state and the checkpoint are kept.
         seed: of the first weights and of the scenes.
         stages: gone through one after the other.
+
+    Raises:
+        ConfigError: the folder holds a training of another kind.
     """
 
     def __init__(self, folder: Path, *, seed: int, stages: tuple[Stage, ...] = STAGES) -> None:
@@ -64,36 +68,20 @@ class Training:
         self._mixed = MixedPrecision(Learner(self._tokenizer, seed=seed))
         self._forward = PackedForward(self._mixed.working.model)
         self._step = 0
-        self._kind = {"seed": seed, "processes": self._num_processes, "stages": repr(stages)}
-        if self._state_path.exists():
-            self._restore()
-
-    @property
-    def _state_path(self) -> Path:
-        return self._folder / "training.pt"
-
-    def _restore(self) -> None:
-        state = torch.load(self._state_path, weights_only=True)
-        kept = {name: state.get(name) for name in self._kind}
-        if kept != self._kind:
-            told = ", ".join(f"{name} {value}" for name, value in kept.items())
-            raise SystemExit(
-                f"{self._folder} holds a training of {told}: give the same, or another folder"
-            )
-        self._mixed.master.load_state_dict(state["weights"])
-        self._mixed.restore(state["optimizers"])
-        self._step = state["step"]
+        self._kind = training_kind(seed, self._num_processes, stages)
+        state = read_state(folder, self._kind)
+        if state:
+            self._mixed.master.load_state_dict(state["weights"])
+            self._mixed.restore(state["optimizers"])
+            self._step = state["step"]
 
     def _save(self) -> None:
         state = {
             "weights": self._mixed.master.state_dict(),
             "optimizers": self._mixed.state(),
             "step": self._step,
-            **self._kind,
         }
-        partial = self._state_path.with_suffix(".partial")
-        torch.save(state, partial)
-        partial.replace(self._state_path)
+        write_state(self._folder, self._kind, state)
 
     def run(self) -> Iterator[dict[str, object]]:
         """Go through what is left of the stages; yields what to tell."""

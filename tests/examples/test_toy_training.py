@@ -1,6 +1,7 @@
 """Training of the toy world's model: what it learns from, and that it can be stopped."""
 
 import dataclasses
+import fcntl
 from collections import Counter
 
 import numpy as np
@@ -15,14 +16,17 @@ from examples.toyworld.forward import NO_TARGET, PackedForward
 from examples.toyworld.labels import GROUPS, NO_LABEL, TOKEN_SIDE, token_labels
 from examples.toyworld.lessons import SEEDS_OF_A_LESSON, Lessons, choose_questions
 from examples.toyworld.losses import POOL, Weights, answer_loss, pictures
+from examples.toyworld.masks import mover_pixels
 from examples.toyworld.optimizer import MixedPrecision, _average
 from examples.toyworld.questions import ask
 from examples.toyworld.render import render
-from examples.toyworld.scene import COLOURS, NUM_FRAMES, SIDE
+from examples.toyworld.scene import BOX, COLOURS, NUM_FRAMES, SIDE
 from examples.toyworld.stages import DROPPING_STAGES, STAGES
 from examples.toyworld.token_frames import NUM_TOKENS, draw_keep_index, in_order, token_frames
-from examples.toyworld.train import main
+from examples.toyworld.train import LOG_NAME, main
 from examples.toyworld.training import Training
+from examples.toyworld.training_state import read_state, training_kind, write_state
+from schemas.errors import ConfigError
 
 SCENES = [draw_scene(seed) for seed in range(40)]
 COLOUR, LETTER = list(GROUPS).index("colour"), list(GROUPS).index("letter")
@@ -70,10 +74,24 @@ def test_a_token_with_the_label_of_a_letter_covers_its_bright_dots():
     assert checked > 40
 
 
+def is_covered(scene):
+    """Where a thing or a letter's box lies, ``(NUM_FRAMES, SIDE, SIDE)``."""
+    covered = np.zeros((NUM_FRAMES, SIDE, SIDE), bool)
+    for frame, picture in enumerate(covered):
+        for mover in scene.movers:
+            if (found := mover_pixels(mover, frame, scene.camera)) is not None:
+                picture[found[0]] |= found[1]
+    for flash in scene.flashes:
+        x, y = flash.corner
+        covered[flash.start : flash.stop, y : y + BOX[1], x : x + BOX[0]] = True
+    return covered
+
+
 def test_the_background_has_no_label():
     for scene in SCENES:
-        has_label = (token_labels(scene) != NO_LABEL).any(axis=0)
-        assert has_label.mean() < 0.4
+        covered = is_covered(scene)
+        for _, t, cell in np.argwhere(token_labels(scene) != NO_LABEL):
+            assert under(covered, t, cell).any(axis=(1, 2)).all()
 
 
 def test_a_lesson_is_the_same_again_and_two_processes_share_it(tokenizer):
@@ -190,6 +208,34 @@ def test_a_training_that_was_stopped_ends_with_the_weights_of_one_that_was_not(
     assert whole == stopped
 
 
+LOOKING_TWICE = (dataclasses.replace(STAGES[0], steps=2, num_videos=2),) * 2
+
+
+def _train_together(rank, folder, meeting, last_step):
+    """One of two processes; both are gone at ``last_step``, before it is saved."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", meeting, rank=rank, world_size=2)
+    for told in Training(folder, seed=5, stages=LOOKING_TWICE).run():
+        if told["step"] == last_step:
+            return
+
+
+@pytest.mark.slow
+def test_two_processes_that_were_stopped_end_with_the_weights_of_two_that_were_not(tmp_path):
+    kind = training_kind(5, 2, LOOKING_TWICE)
+    for name, last_steps in {"whole": [None], "stopped": [4, None]}.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        for number, last_step in enumerate(last_steps):
+            meeting = (folder / f"meeting-{number}").as_uri()
+            spawn(_train_together, (folder, meeting, last_step), nprocs=2)
+            assert read_state(folder, kind)["step"] == (2 if last_step else 4)
+    whole, stopped = (
+        (tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "stopped")
+    )
+    assert whole == stopped
+
+
 def test_only_the_last_stage_of_the_dropping_training_drops_tokens():
     assert [stage.least_kept for stage in STAGES] == [1, 1, 1]
     assert [stage.least_kept for stage in DROPPING_STAGES] == [1, 1, 0.1]
@@ -212,10 +258,49 @@ def test_half_of_the_dropping_lessons_keep_a_share_of_the_tokens_that_varies():
     assert abs(below.mean() - 0.55) < 0.05
 
 
-def test_a_folder_with_a_training_of_another_seed_is_refused(tmp_path):
-    torch.save({"seed": 1, "step": 0}, tmp_path / "training.pt")
-    with pytest.raises(SystemExit, match="a training of seed 1"):
+def begin(folder, **changes):
+    """Leave the state of a training that was begun with the default stages and two processes."""
+    kind = dataclasses.replace(training_kind(1, 2, STAGES), **changes)
+    write_state(folder, kind, {"weights": {}, "optimizers": {}, "step": 0})
+
+
+@pytest.mark.parametrize(
+    ("changes", "arguments", "said"),
+    [
+        ({}, ["--seed", "2"], "a training with seed 1, now 2; give another folder"),
+        ({}, ["--seed", "1", "--processes", "1"], "a training with processes 2, now 1;"),
+        ({}, ["--seed", "1", "--drop-tokens"], "other stages (--drop-tokens or not);"),
+        ({"sources": "old"}, ["--seed", "1"], "another state of examples/toyworld;"),
+    ],
+)
+def test_a_training_that_was_begun_otherwise_is_refused_in_one_line(
+    tmp_path, capsys, changes, arguments, said
+):
+    begin(tmp_path, **changes)
+    with pytest.raises(SystemExit) as caught:
+        main([str(tmp_path), *arguments])
+    assert caught.value.code == 2
+    assert said in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_training_itself_refuses_one_that_was_begun_otherwise(tmp_path):
+    begin(tmp_path)
+    with pytest.raises(ConfigError, match="seed 1, now 2, processes 2, now 1"):
         Training(tmp_path, seed=2)
+
+
+def test_a_state_that_is_none_is_refused(tmp_path):
+    (tmp_path / "training.pt").write_bytes(b"half")
+    with pytest.raises(ConfigError, match=r"training\.pt is no training that can go on"):
+        Training(tmp_path, seed=2)
+
+
+def test_two_trainings_in_one_folder_at_once_are_refused(tmp_path, capsys):
+    with (tmp_path / LOG_NAME).open("a") as log:
+        fcntl.flock(log, fcntl.LOCK_EX)
+        with pytest.raises(SystemExit):
+            main([str(tmp_path)])
+    assert "another process trains in" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [["--seed", "-1"], ["--processes", "0"]])
@@ -235,7 +320,7 @@ def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path, capsys):
     (tmp_path / "model").write_text("mine")
     with pytest.raises(SystemExit):
         main([str(tmp_path / "model")])
-    assert "cannot make the folder" in capsys.readouterr().err
+    assert "cannot write to the folder" in capsys.readouterr().err
 
 
 def _average_in_process(rank, folder):
