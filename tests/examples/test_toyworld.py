@@ -10,6 +10,7 @@ import pytest
 
 from examples.toyworld.draw import draw_scene
 from examples.toyworld.make_videos import main as make_videos
+from examples.toyworld.make_videos import write_video
 from examples.toyworld.masks import mover_pixels, shape_mask
 from examples.toyworld.questions import KINDS, ask
 from examples.toyworld.render import render
@@ -227,6 +228,16 @@ def test_a_file_in_the_place_of_the_folder_is_refused_in_one_line(tmp_path, caps
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("seed", [FIRST_SEEDS["demo"] + 1, FIRST_SEEDS["demo"] + 2])
+def test_the_same_scene_gives_the_same_file_every_time(tmp_path, seed):
+    scene = draw_scene(seed)
+    files = set()
+    for _ in range(30):
+        write_video(scene, tmp_path / "video.mp4")
+        files.add((tmp_path / "video.mp4").read_bytes())
+    assert len(files) == 1
+
+
 def test_videos_are_written_that_the_pipeline_decodes_to_nearly_the_same_frames(tmp_path):
     subprocess.run(
         [sys.executable, "-m", "examples.toyworld.make_videos", tmp_path, "--videos", "4"],
