@@ -188,6 +188,7 @@ def test_token_frames_encoded_in_two_lots_are_those_encoded_at_once(tokenizer):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_training_that_was_stopped_ends_with_the_weights_of_one_that_was_not(
     tmp_path, monkeypatch
 ):
@@ -221,6 +222,7 @@ def _train_together(rank, folder, meeting, last_step):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_two_processes_that_were_stopped_end_with_the_weights_of_two_that_were_not(tmp_path):
     kind = training_kind(5, 2, LOOKING_TWICE)
     for name, last_steps in {"whole": [None], "stopped": [4, None]}.items():

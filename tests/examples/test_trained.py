@@ -62,6 +62,7 @@ def test_its_tokenizer_is_the_one_that_questions_are_packed_with():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_it_answers_questions_about_videos_it_has_never_seen(world):
     report = evaluate(
         [world / "questions.jsonl"],
