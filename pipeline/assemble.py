@@ -155,10 +155,12 @@ def _source_fields(sampled: SampledFrames) -> dict[str, Any]:
         "width": probe.width,
         "height": probe.height,
         "container": probe.container,
+        "video_stream": probe.stream_index,
         "codec": probe.codec,
         "num_source_frames": probe.num_frames,
         "num_frames": len(sampled.frame_indices),
         "num_bad_packets": sampled.num_bad_packets,
+        "num_rescaled_frames": sampled.num_rescaled_frames,
         "decoder": sampled.decoder,
         "decoder_version": sampled.decoder_version,
     }

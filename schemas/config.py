@@ -12,6 +12,7 @@ from schemas.fusion import FusionConfig
 from schemas.tokens import ENCODINGS
 
 DECODERS = ("auto", "decord", "pyav")
+SIZE_CHANGES = ("scale", "refuse")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 RUNNERS = ("local", "ray")
 MAX_SAMPLED_FRAMES = 65536
@@ -64,13 +65,15 @@ class DecodeConfig:
     """How videos are decoded, and when to give up.
 
     A decode may take ``deadline_seconds + deadline_per_second * duration_seconds``.
-    ``max_frame_pixels`` limits width x height before anything is decoded. ``children`` processes
-    decode at once; none begins another video while ``read_ahead_bytes`` of resized frames wait
-    for the encoder.
+    ``max_frame_pixels`` limits width x height before anything is decoded. With ``size_changes``
+    "scale", frames of another size than the first one are scaled to it; "refuse" fails the video.
+    ``children`` processes decode at once; none begins another video while ``read_ahead_bytes`` of
+    resized frames wait for the encoder.
     """
 
     decoder: str = "auto"
     max_frame_pixels: int = 8192 * 4352
+    size_changes: str = "scale"
     deadline_seconds: float = 60.0
     deadline_per_second: float = 2.0
     threads: int = 1
@@ -86,6 +89,8 @@ class DecodeConfig:
             self.max_frame_pixels,
             "at least 1",
         )
+        changes = self.size_changes
+        require(changes in SIZE_CHANGES, "decode.size_changes", changes, f"one of {SIZE_CHANGES}")
         base, more = self.deadline_seconds, self.deadline_per_second
         require(0 < base <= 1e7, "decode.deadline_seconds", base, "a number in (0, 1e7]")
         require(0 <= more <= 1e4, "decode.deadline_per_second", more, "a number in [0, 1e4]")

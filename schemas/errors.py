@@ -39,6 +39,7 @@ DECODE_KINDS = (
     "not_a_video",
     "no_video",
     "unsupported_codec",
+    "encrypted",
     "truncated",
     "corrupt_frames",
     "mixed_sizes",

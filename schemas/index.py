@@ -44,10 +44,12 @@ _COLUMNS: dict[str, pa.DataType] = {
     "width": pa.int32(),
     "height": pa.int32(),
     "container": pa.string(),
+    "video_stream": pa.int32(),
     "codec": pa.string(),
     "num_source_frames": pa.int64(),
     "num_frames": pa.int32(),
     "num_bad_packets": pa.int32(),
+    "num_rescaled_frames": pa.int32(),
     "decoder": pa.string(),
     "decoder_version": pa.string(),
     "grid_frames": pa.int32(),
@@ -111,10 +113,12 @@ class IndexRow:
     width: int | None = None
     height: int | None = None
     container: str | None = None
+    video_stream: int | None = None
     codec: str | None = None
     num_source_frames: int | None = None
     num_frames: int | None = None
     num_bad_packets: int | None = None
+    num_rescaled_frames: int | None = None
     decoder: str | None = None
     decoder_version: str | None = None
     grid_frames: int | None = None

@@ -33,18 +33,21 @@ class VideoRef:
 class VideoProbe:
     """What the packets of a video say; nothing was decoded.
 
-    Width and height are as displayed, after ``rotation`` (degrees counter-clockwise, a multiple
-    of 90). ``num_frames`` counts the frames that are shown: packets an edit list discards do not
-    count. ``num_declared_frames`` is the container's own count, 0 when it gives none.
-    ``decord_objection`` says why decord may not be trusted with this file; empty when it may.
+    ``stream_index`` is the place of the video stream in its container. Width and height are as
+    displayed, after ``rotation`` (degrees counter-clockwise) and, when ``is_mirrored``, an exchange
+    of left and right. ``num_frames`` counts the frames that are shown: packets an edit list
+    discards do not count. ``num_declared_frames`` is the container's own count, 0 when it gives
+    none. ``decord_objection`` says why decord may not be trusted with this file; empty when it may.
     """
 
     container: str
+    stream_index: int
     codec: str
     pixel_format: str
     width: int
     height: int
     rotation: int
+    is_mirrored: bool
     fps: float
     duration_seconds: float
     num_frames: int
@@ -57,7 +60,8 @@ class SampledFrames:
     """The sampled frames of one video.
 
     ``frames`` is ``(n, height, width, 3)`` uint8 RGB; ``frame_indices`` ``(n,)`` int64 are the
-    display-order indices of these frames in the source.
+    display-order indices of these frames in the source. ``num_rescaled_frames`` of
+    them had another size than the first frame and were scaled to it.
     """
 
     frames: npt.NDArray[np.uint8]
@@ -66,6 +70,7 @@ class SampledFrames:
     decoder: str
     decoder_version: str
     num_bad_packets: int
+    num_rescaled_frames: int = 0
 
     def __repr__(self) -> str:
         return (

@@ -8,7 +8,7 @@ a shared memory file, until the other side hangs up:
     <- {event: "sampled", shape, ...}               how many frames come, how large they are
     <- {event: "frames", slot, num_frames}          a batch lies in that slot of the memory
     -> {op: "release"}                              that slot may be overwritten
-    <- {event: "done"} or {event: "failed", kind, message}
+    <- {event: "done", num_rescaled_frames} or {event: "failed", kind, message}
 """
 
 import ctypes
@@ -25,7 +25,8 @@ import av
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.decode.decord_frames import MAX_BATCH_BYTES, decode_batch
+from pipeline.decode.decord_frames import decode_batch
+from pipeline.decode.picture import PictureMaker
 from pipeline.decode.pyav_frames import decode_frames
 from pipeline.decode.salvage import find_good_frames, salvage_frames
 from pipeline.decode.sniff import sniff_demuxer
@@ -53,6 +54,7 @@ class _Sample:
     frame_indices: npt.NDArray[np.int64]
     frames: Iterator[npt.NDArray[np.uint8]]
     probe: VideoProbe
+    pictures: PictureMaker
     num_bad_packets: int
 
 
@@ -86,9 +88,12 @@ def _answer(channel: socket.socket, request: Message, memory_fd: int) -> None:
         decoder = _choose_decoder(request, timeline)
         probe = dataclasses.asdict(timeline.probe)
         send_message(channel, {"event": "probed", "probe": probe, "decoder": decoder})
+        done: Message = {"event": "done"}
         if request["op"] == "read":
-            _stream_frames(channel, _sample(request, timeline, decoder), memory_fd)
-        send_message(channel, {"event": "done"})
+            sample = _sample(request, timeline, decoder)
+            _stream_frames(channel, sample, memory_fd)
+            done["num_rescaled_frames"] = sample.pictures.num_rescaled
+        send_message(channel, done)
     except DecodeError as error:
         send_message(channel, {"event": "failed", "kind": error.kind, "message": error.message})
     except (ArithmeticError, ValueError) as error:
@@ -113,13 +118,9 @@ def _raise_objection(request: Message, timeline: Timeline) -> None:
 
 def _choose_decoder(request: Message, timeline: Timeline) -> str:
     """The decoder a request leads to: "decord", "pyav" or "salvage"."""
-    decoder = str(request["decoder"])
-    if decoder == "auto":
-        probe = timeline.probe
-        count = _sampled(request, probe.num_frames, probe.fps).size
-        fits = count * probe.width * probe.height * 3 <= MAX_BATCH_BYTES
-        decoder = "decord" if fits and not probe.decord_objection else "pyav"
-    return "salvage" if decoder == "pyav" and timeline.num_bad_packets else decoder
+    if request["decoder"] in ("decord", "salvage"):
+        return str(request["decoder"])
+    return "salvage" if timeline.num_bad_packets else "pyav"
 
 
 def _sampled(request: Message, num_frames: int, fps: float) -> npt.NDArray[np.int64]:
@@ -128,14 +129,16 @@ def _sampled(request: Message, num_frames: int, fps: float) -> npt.NDArray[np.in
 
 def _sample(request: Message, timeline: Timeline, decoder: str) -> _Sample:
     path, limit, probe = request["path"], request["max_frame_pixels"], timeline.probe
+    pictures = PictureMaker(path, probe, may_rescale=request["may_rescale"])
     if decoder == "salvage":
         salvage = find_good_frames(path, timeline, max_frame_pixels=limit)
         places = _sampled(request, salvage.frame_indices.size, probe.fps)
         labels = salvage.labels[np.unique(places)]
         return _Sample(
             frame_indices=salvage.frame_indices[places],
-            frames=salvage_frames(path, timeline, labels, max_frame_pixels=limit),
+            frames=salvage_frames(path, timeline, labels, pictures, max_frame_pixels=limit),
             probe=dataclasses.replace(probe, num_frames=salvage.num_frames),
+            pictures=pictures,
             num_bad_packets=salvage.num_bad_packets,
         )
     frame_indices = _sampled(request, probe.num_frames, probe.fps)
@@ -143,9 +146,11 @@ def _sample(request: Message, timeline: Timeline, decoder: str) -> _Sample:
     frames = (
         decode_batch(path, timeline, wanted, threads=threads, complaints=_native_complaints)
         if decoder == "decord"
-        else decode_frames(path, timeline, wanted, threads=threads, max_frame_pixels=limit)
+        else decode_frames(
+            path, timeline, wanted, pictures, threads=threads, max_frame_pixels=limit
+        )
     )
-    return _Sample(frame_indices, frames, probe, num_bad_packets=0)
+    return _Sample(frame_indices, frames, probe, pictures, num_bad_packets=0)
 
 
 def _stream_frames(channel: socket.socket, sample: _Sample, memory_fd: int) -> None:

@@ -59,8 +59,7 @@ def write_counter_clip(
         bframes: B-frames in a row.
         options: further encoder options.
     """
-    rows, columns = np.mgrid[0:height, 0:width]
-    frames = (_counter_image(rows, columns, number) for number in range(num_frames))
+    frames = (counter_image(width, height, number) for number in range(num_frames))
     write_clip(path, frames, fps=fps, codec=codec, gop=gop, bframes=bframes, options=options or {})
 
 
@@ -97,10 +96,9 @@ def write_scene_clip(
     )
 
 
-def _counter_image(
-    rows: npt.NDArray[np.int64], columns: npt.NDArray[np.int64], number: int
-) -> Image:
-    width = rows.shape[1]
+def counter_image(width: int, height: int, number: int) -> Image:
+    """A colourful picture with ``number`` burned in, ``(height, width, 3)``."""
+    rows, columns = np.mgrid[0:height, 0:width]
     red = (columns + 3 * number) % 256
     green = (rows * 2 + number) % 256
     blue = (columns // 16 + rows // 16 + number // 8) % 2 * 120 + 60

@@ -8,9 +8,9 @@ from typing import TypeAlias
 import av
 from av.container import InputContainer
 from av.packet import Packet
-from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from pipeline.decode.encryption import encrypted, file_is_encrypted
 from schemas.errors import DecodeError
 
 VideoPacket: TypeAlias = "Packet[VideoStream]"
@@ -20,23 +20,37 @@ PYAV_VERSION = version("av")
 MAX_DEMUX_ERRORS = 64
 
 
+_DEFAULT_BONUS = 5_000_000
+"""What the default flag of a stream is worth in pixels, to ffmpeg as to us."""
+
+
 @contextmanager
-def open_video(path: str, demuxer: str) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """Open the best video stream of ``path``.
+def open_video(
+    path: str, demuxer: str, *, stream_index: int | None = None
+) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """Open one video stream of ``path``: that of ``stream_index``, else the best one.
 
     Raises:
-        DecodeError: "unreadable", "no_video" or "unsupported_codec".
+        DecodeError: "unreadable", "encrypted", "no_video" or "unsupported_codec".
     """
     try:
         container = av.open(path, format=demuxer, options={"protocol_whitelist": "file"})
     except (av.error.FFmpegError, OSError, ValueError) as error:
+        if file_is_encrypted(path, demuxer):
+            raise encrypted(path) from error
         raise DecodeError(
             "unreadable",
             f"{path} looks like {demuxer}, but FFmpeg cannot open it ({_reason(error)}): "
             "the file is damaged or cut short",
         ) from error
     with container:
-        yield container, _best_stream(container, path)
+        if not container.streams and file_is_encrypted(path, demuxer):
+            raise encrypted(path)
+        if stream_index is None:
+            stream = _best_stream(container, path)
+        else:
+            stream = next(s for s in container.streams.video if s.index == stream_index)
+        yield container, _decodable(stream, path)
 
 
 def use_decoder(stream: VideoStream, *, threads: int, max_frame_pixels: int) -> None:
@@ -66,9 +80,14 @@ def read_packets(
                 errors.append(_reason(error))
 
 
-def upright_rotation(frame: VideoFrame) -> int:
-    """Degrees, counter-clockwise, by which ``frame`` is to be turned: 0, 90, 180 or 270."""
-    return round(frame.rotation / 90) * 90 % 360
+def video_streams(container: InputContainer) -> list[VideoStream]:
+    """The video streams, best first, cover pictures left out.
+
+    This is ffmpeg's own choice (``map_auto_video``): the largest frame, with a large bonus for
+    the stream that the container calls the default one; the earlier of equals.
+    """
+    streams = [stream for stream in container.streams.video if not _is_picture(stream)]
+    return sorted(streams, key=_merit, reverse=True)
 
 
 def _best_stream(container: InputContainer, path: str) -> VideoStream:
@@ -79,12 +98,16 @@ def _best_stream(container: InputContainer, path: str) -> VideoStream:
             f"{path} opens but lists no video, sound or text stream (found: {kinds}): its header "
             "is damaged",
         )
-    stream = container.streams.best("video")
-    if not isinstance(stream, VideoStream) or _is_picture(stream):
+    streams = video_streams(container)
+    if not streams:
         raise DecodeError(
             "no_video",
             f"{path} has no video stream (found: {kinds}); cover pictures do not count",
         )
+    return next((stream for stream in streams if _may_hold_packets(stream)), streams[0])
+
+
+def _decodable(stream: VideoStream, path: str) -> VideoStream:
     if stream.codec_context is None:
         raise DecodeError(
             "unsupported_codec",
@@ -92,6 +115,17 @@ def _best_stream(container: InputContainer, path: str) -> VideoStream:
             "for example to H.264",
         )
     return stream
+
+
+def _merit(stream: VideoStream) -> int:
+    is_default = bool(stream.disposition & av.stream.Disposition.default)
+    context = stream.codec_context
+    return (context.width * context.height if context else 0) + _DEFAULT_BONUS * is_default
+
+
+def _may_hold_packets(stream: VideoStream) -> bool:
+    """False for a track whose table of frames is empty; other formats keep no such table."""
+    return not stream.container.format.name.startswith("mov") or bool(stream.index_entries)
 
 
 def _is_picture(stream: VideoStream) -> bool:

@@ -9,9 +9,6 @@ import numpy.typing as npt
 from pipeline.decode.timeline import Timeline
 from schemas.errors import DecodeError
 
-MAX_BATCH_BYTES = 2**30
-"""decord returns all frames at once: samples above this are left to PyAV, which streams."""
-
 _EOF_RETRIES = "2048"
 """decord spins this often for a last frame that never comes; its own 10240 takes minutes."""
 

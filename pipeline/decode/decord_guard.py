@@ -18,9 +18,11 @@ class PacketFacts:
     width: int
     height: int
     first_pts: int
-    has_distinct_pts: bool
+    num_streams: int
     num_discarded: int
     num_bad: int
+    is_ordered: bool
+    is_turned: bool
     has_open_gop: bool
     has_size_changes: bool
 
@@ -32,7 +34,9 @@ def decord_objection(facts: PacketFacts) -> str:
         (facts.codec not in _CODECS, f"the codec is {facts.codec}"),
         (facts.pixel_format not in _PIXEL_FORMATS, f"pixels are {facts.pixel_format or 'unknown'}"),
         (facts.width % 2 or facts.height % 2, f"{facts.width}x{facts.height} is odd"),
-        (not facts.has_distinct_pts, "packets lack distinct pts"),
+        (facts.num_streams > 1, f"it would choose among {facts.num_streams} video streams itself"),
+        (facts.is_turned, "frames have to be turned or mirrored"),
+        (not facts.is_ordered, "the order of frames is known only after decoding"),
         (facts.first_pts < 0, "the first pts is negative"),
         (facts.num_discarded, "an edit list discards packets"),
         (facts.num_bad, f"{facts.num_bad} packets are damaged or missing"),

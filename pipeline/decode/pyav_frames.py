@@ -3,25 +3,14 @@
 from collections.abc import Iterator, Sequence
 
 import av
-import numpy as np
-import numpy.typing as npt
 from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from pipeline.decode.container import (
-    VideoPacket,
-    open_video,
-    read_packets,
-    upright_rotation,
-    use_decoder,
-)
-from pipeline.decode.packets import Keyframe
-from pipeline.decode.timeline import Timeline
+from pipeline.decode.container import VideoPacket, open_video, read_packets, use_decoder
+from pipeline.decode.picture import Image, PictureMaker
+from pipeline.decode.timeline import Keyframe, Timeline
 from schemas.errors import DecodeError
-from schemas.video import VideoProbe
-
-Image = npt.NDArray[np.uint8]
 
 
 class _LostFrameError(Exception):
@@ -29,7 +18,13 @@ class _LostFrameError(Exception):
 
 
 def decode_frames(
-    path: str, timeline: Timeline, wanted: Sequence[int], *, threads: int, max_frame_pixels: int
+    path: str,
+    timeline: Timeline,
+    wanted: Sequence[int],
+    pictures: PictureMaker,
+    *,
+    threads: int,
+    max_frame_pixels: int,
 ) -> Iterator[Image]:
     """Yield the frame of each display index in ``wanted`` as ``(height, width, 3)`` RGB.
 
@@ -40,6 +35,7 @@ def decode_frames(
         path: the video.
         timeline: its scan.
         wanted: display indices, ascending, none twice.
+        pictures: makes pictures of the frames.
         threads: decoder threads.
         max_frame_pixels: limit on width x height.
 
@@ -48,13 +44,14 @@ def decode_frames(
             "mixed_sizes".
     """
     num_done = 0
-    for may_seek in (not timeline.is_counted, False):
-        with open_video(path, timeline.demuxer) as (container, stream):
+    stream_index = timeline.probe.stream_index
+    for may_seek in (timeline.can_seek, False):
+        with open_video(path, timeline.demuxer, stream_index=stream_index) as (container, stream):
             use_decoder(stream, threads=threads, max_frame_pixels=max_frame_pixels)
             source = _FrameSource(container, stream, timeline, may_seek=may_seek)
             try:
                 for index in wanted[num_done:]:
-                    yield upright_image(source.frame(index), timeline.probe, path)
+                    yield pictures(source.frame(index))
                     num_done += 1
             except _LostFrameError as error:
                 if not may_seek:
@@ -72,23 +69,6 @@ def decode_frames(
                     ) from error
             else:
                 return
-
-
-def upright_image(frame: VideoFrame, probe: VideoProbe, path: str) -> Image:
-    """The pixels of ``frame`` as displayed.
-
-    Raises:
-        DecodeError: "mixed_sizes", the frame has another size than the video.
-    """
-    pixels = frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
-    image = np.rot90(pixels, upright_rotation(frame) // 90)
-    if image.shape != (probe.height, probe.width, 3):
-        raise DecodeError(
-            "mixed_sizes",
-            f"{path} changes its frame size midway, from {probe.width}x{probe.height} to "
-            f"{image.shape[1]}x{image.shape[0]}: cut it where the size changes",
-        )
-    return image
 
 
 class _FrameSource:
@@ -112,13 +92,13 @@ class _FrameSource:
         keyframe = self._timeline.keyframe_before(index) if self._may_seek else None
         if keyframe and keyframe.rank > self._next_rank:
             self._jump(keyframe)
-        wanted = int(self._timeline.shown_pts[index])
+        wanted = int(self._timeline.shown_labels[index])
         for frame in self._frames:
             if frame.pts == wanted and not frame.is_corrupt:
                 return frame
             if frame.pts is not None and frame.pts >= wanted:
-                raise _LostFrameError(f"pts {frame.pts} came where {wanted} was due")
-        raise _LostFrameError(f"the stream ended before pts {wanted}")
+                raise _LostFrameError(f"the one at {frame.pts} came where {wanted} was due")
+        raise _LostFrameError(f"the stream ended before {wanted}")
 
     def _counted_frame(self, index: int) -> VideoFrame:
         for frame in self._frames:
@@ -138,6 +118,7 @@ class _FrameSource:
         if start:
             packets = self._from_keyframe(packets, start)
         for packet in packets:
+            self._timeline.label_packet(packet, self._next_rank)
             self._next_rank += 1
             for frame in packet.decode():
                 if not start or (frame.pts is not None and frame.pts >= start.pts):

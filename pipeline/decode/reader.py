@@ -114,13 +114,9 @@ class FrameReader:
             try:
                 return request.read(resize)
             except DecodeError as error:
-                # What decord cannot do PyAV tries once, and what PyAV cannot do is salvaged.
-                if request.decoder == "decord" and self._decode.decoder == "auto":
-                    decoder = "pyav"
-                elif request.decoder == "pyav" and error.kind in _SALVAGEABLE:
-                    decoder = "salvage"
-                else:
+                if request.decoder != "pyav" or error.kind not in _SALVAGEABLE:
                     raise
+                decoder = "salvage"
 
     def _ready_child(self) -> ChildProcess:
         if self._child and (self._child.num_requests >= RECYCLE_AFTER or not self._child.is_idle):
@@ -138,6 +134,7 @@ class FrameReader:
             "path": os.path.abspath(os.fspath(path)),  # noqa: PTH100 - Path would eat a trailing "/"
             "decoder": decoder,
             "max_frame_pixels": self._decode.max_frame_pixels,
+            "may_rescale": self._decode.size_changes == "scale",
             "threads": self._decode.threads,
             "sampling": dataclasses.asdict(self._sampling),
         }
@@ -145,7 +142,7 @@ class FrameReader:
 
 def decoder_versions(decoder: str) -> dict[str, str]:
     """Versions of the libraries that the policy ``decoder`` may use; nothing is imported."""
-    names = ("av",) if decoder == "pyav" else ("av", "decord")
+    names = ("av", "decord") if decoder == "decord" else ("av",)
     found = {}
     for name in names:
         try:
@@ -180,7 +177,7 @@ class _Request:
             sampled = self._expect("sampled")
             probe = VideoProbe(**sampled["probe"])
             frames = self._receive_frames(sampled, probe, resize)
-            self._expect("done")
+            done = self._expect("done")
         library = "decord" if self.decoder == "decord" else "av"
         return SampledFrames(
             frames=frames,
@@ -189,6 +186,7 @@ class _Request:
             decoder="decord" if self.decoder == "decord" else "pyav",
             decoder_version=version(library),
             num_bad_packets=sampled["num_bad_packets"],
+            num_rescaled_frames=done["num_rescaled_frames"],
         )
 
     def _send(self) -> None:

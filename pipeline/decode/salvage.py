@@ -1,6 +1,7 @@
 """What is still good in a damaged video: every frame that no bad packet can have touched."""
 
 import math
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,19 +12,22 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from pipeline.decode.container import VideoPacket, open_video, read_packets, use_decoder
-from pipeline.decode.pyav_frames import Image, upright_image
+from pipeline.decode.picture import Image, PictureMaker
 from pipeline.decode.timeline import Timeline
 from schemas.errors import DecodeError
 
 _MIN_GOOD_FRAMES = 2
+
+_GUESSING_DEMUXERS = ("mpeg",)
+"""Formats that give a time to some frames only: those of the others follow from what is there."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Salvage:
     """The good frames of a video that was decoded from end to end.
 
-    ``labels`` ``(n,)`` int64 identify them while decoding: their pts, or their count when the
-    timeline is counted. ``frame_indices`` ``(n,)`` int64 are their true display indices among
+    ``labels`` ``(n,)`` int64 identify them while decoding: those of the timeline, or their count
+    when it is counted. ``frame_indices`` ``(n,)`` int64 are their true display indices among
     ``num_frames``.
     """
 
@@ -44,19 +48,26 @@ def find_good_frames(path: str, timeline: Timeline, *, max_frame_pixels: int) ->
         DecodeError: "corrupt_frames" or "truncated", fewer than 2 good frames are left.
     """
     decoder = _TolerantDecoder(path, timeline, max_frame_pixels)
-    labels = np.unique(np.array([label for label, _ in decoder], dtype=np.int64))
+    decoded = np.array([label for label, _ in decoder], dtype=np.int64)
+    labels = np.unique(decoded)
     bad_ranks = decoder.bad_ranks | timeline.corrupt_ranks
     num_bad = timeline.num_lost_packets + len(bad_ranks)
     num_frames = timeline.probe.num_frames
     if not num_bad:
+        if np.any(np.diff(decoded) <= 0):
+            raise DecodeError(
+                "corrupt_frames",
+                f"{path}: frames come out of the decoder in another order than their times say, "
+                "so packets are missing without a trace: copy the video again",
+            )
         # Nothing is wrong but the number of packets: some show nothing, some show more.
         return Salvage(labels, np.arange(labels.size, dtype=np.int64), labels.size, 0)
     if timeline.is_counted:
         frame_indices = labels = labels[labels < timeline.num_placed]
     else:
-        labels = labels[np.isin(labels, timeline.shown_pts[: timeline.num_placed])]
-        labels = labels[~np.isin(labels, _spoiled_pts(timeline, bad_ranks))]
-        frame_indices = np.searchsorted(timeline.shown_pts, labels).astype(np.int64)
+        labels = labels[np.isin(labels, timeline.shown_labels[: timeline.num_placed])]
+        labels = labels[~np.isin(labels, _spoiled_labels(timeline, bad_ranks))]
+        frame_indices = np.searchsorted(timeline.shown_labels, labels).astype(np.int64)
     if labels.size < _MIN_GOOD_FRAMES:
         kind = "corrupt_frames" if bad_ranks else "truncated"
         raise DecodeError(
@@ -68,23 +79,32 @@ def find_good_frames(path: str, timeline: Timeline, *, max_frame_pixels: int) ->
 
 
 def salvage_frames(
-    path: str, timeline: Timeline, labels: npt.NDArray[np.int64], *, max_frame_pixels: int
+    path: str,
+    timeline: Timeline,
+    labels: npt.NDArray[np.int64],
+    pictures: PictureMaker,
+    *,
+    max_frame_pixels: int,
 ) -> Iterator[Image]:
-    """Yield the frames with these labels (ascending, none twice), by decoding everything again."""
-    wanted = iter(labels.tolist())
-    label = next(wanted, None)
+    """Yield the frames with these labels (ascending, none twice), by decoding everything again.
+
+    After damage a decoder may give a frame sooner than one that is shown before it.
+    """
+    wanted, missing = deque(labels.tolist()), set(labels.tolist())
+    early: dict[int, Image] = {}
     for found, frame in _TolerantDecoder(path, timeline, max_frame_pixels):
-        if label is None:
+        if found in missing:
+            missing.remove(found)
+            early[found] = pictures(frame)
+        while wanted and wanted[0] in early:
+            yield early.pop(wanted.popleft())
+        if not wanted:
             return
-        if found == label:
-            yield upright_image(frame, timeline.probe, path)
-            label = next(wanted, None)
-    if label is not None:
-        raise DecodeError("corrupt_frames", f"{path}: frame {label} came out only once in two runs")
+    raise DecodeError("corrupt_frames", f"{path}: frame {wanted[0]} came out only once in two runs")
 
 
-def _spoiled_pts(timeline: Timeline, bad_ranks: set[int]) -> npt.NDArray[np.int64]:
-    spoiled = np.zeros(timeline.packet_pts.size, dtype=bool)
+def _spoiled_labels(timeline: Timeline, bad_ranks: set[int]) -> npt.NDArray[np.int64]:
+    spoiled = np.zeros(timeline.labels.size, dtype=bool)
     good_keys = [key for key in timeline.keyframes if key.rank not in bad_ranks]
     for rank in sorted(bad_ranks):
         if spoiled[rank]:
@@ -94,8 +114,19 @@ def _spoiled_pts(timeline: Timeline, bad_ranks: set[int]) -> npt.NDArray[np.int6
             spoiled[rank:] = True
             break
         spoiled[rank : key.rank] = True
-        spoiled[rank:] |= timeline.packet_pts[rank:] < key.pts
-    return timeline.packet_pts[spoiled]
+        spoiled[rank:] |= timeline.labels[rank:] < key.pts
+    if timeline.demuxer in _GUESSING_DEMUXERS:
+        spoiled |= _shown_after(timeline, sorted(bad_ranks))
+    return timeline.labels[spoiled]
+
+
+def _shown_after(timeline: Timeline, bad_ranks: list[int]) -> npt.NDArray[np.bool_]:
+    """Which packets came before a bad one of the same group of pictures but are shown after it."""
+    is_after = np.zeros(timeline.labels.size, dtype=bool)
+    for rank in bad_ranks:
+        begin = max((key.rank for key in timeline.keyframes if key.rank <= rank), default=0)
+        is_after[begin:rank] |= timeline.labels[begin:rank] > timeline.labels[rank]
+    return is_after
 
 
 class _TolerantDecoder:
@@ -109,14 +140,18 @@ class _TolerantDecoder:
         self._path = path
         self._timeline = timeline
         self._max_frame_pixels = max_frame_pixels
-        self._ranks = {int(pts): rank for rank, pts in enumerate(timeline.packet_pts)}
+        self._ranks = {int(pts): rank for rank, pts in enumerate(timeline.labels)}
         self._num_shown = 0
         self.bad_ranks: set[int] = set()
 
     def __iter__(self) -> Iterator[tuple[int, VideoFrame]]:
         self.bad_ranks.clear()
         self._num_shown = 0
-        with open_video(self._path, self._timeline.demuxer) as (container, stream):
+        timeline = self._timeline
+        with open_video(self._path, timeline.demuxer, stream_index=timeline.probe.stream_index) as (
+            container,
+            stream,
+        ):
             use_decoder(stream, threads=1, max_frame_pixels=self._max_frame_pixels)
             for frame in self._frames(read_packets(container, stream), stream):
                 label = self._label(frame)
@@ -126,6 +161,7 @@ class _TolerantDecoder:
     def _frames(self, packets: Iterator[VideoPacket], stream: VideoStream) -> Iterator[VideoFrame]:
         is_damaged, first_pts = False, -math.inf
         for rank, packet in enumerate(packets):
+            self._timeline.label_packet(packet, rank)
             if is_damaged and packet.is_keyframe:
                 yield from _decoded(stream, None)[0]
                 stream.codec_context.flush_buffers()

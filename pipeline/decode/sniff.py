@@ -11,6 +11,9 @@ from schemas.errors import DecodeError
 
 _HEAD_BYTES = 4096
 
+_TS_PACKET_BYTES = (188, 192, 204)
+_TS_SYNC = 0x47
+
 _MOV_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"wide", b"skip", b"pnot", b"styp")
 
 _VIDEO_MAGIC = (
@@ -102,16 +105,22 @@ def _video_demuxer(head: bytes) -> str:
     for magic, demuxer in _VIDEO_MAGIC:
         if head.startswith(magic):
             return demuxer
-    if _is_transport_stream(head, packet_bytes=188, first=0):
-        return "mpegts"
-    if _is_transport_stream(head, packet_bytes=192, first=4):
-        return "mpegts"
-    return ""
+    return "mpegts" if first_ts_packet(head) else ""
 
 
-def _is_transport_stream(head: bytes, *, packet_bytes: int, first: int) -> bool:
-    syncs = head[first::packet_bytes]
-    return len(syncs) >= 2 and set(syncs) == {0x47}
+def first_ts_packet(head: bytes) -> tuple[int, int] | None:
+    """Where the first whole packet of a transport stream begins, and from one to the next.
+
+    A recording may begin midway through a packet; then more packets are asked for as a proof.
+    """
+    for step in _TS_PACKET_BYTES:
+        for begin in range(step):
+            syncs = head[begin::step]
+            # In M2TS four bytes of time go before each packet.
+            is_border = begin == (4 if step == 192 else 0)
+            if len(syncs) >= (2 if is_border else 10) and set(syncs) == {_TS_SYNC}:
+                return begin, step
+    return None
 
 
 def _other_kind(head: bytes) -> str:

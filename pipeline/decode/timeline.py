@@ -5,37 +5,38 @@ from dataclasses import dataclass
 import av
 import numpy as np
 import numpy.typing as npt
+from av.container import InputContainer
+from av.format import Flags
+from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from pipeline.decode.container import open_video, read_packets, upright_rotation, use_decoder
+from pipeline.decode.clock import Clock, duration_seconds, frame_rate, read_clock
+from pipeline.decode.container import VideoPacket, open_video, read_packets, use_decoder
 from pipeline.decode.decord_guard import PacketFacts, decord_objection
-from pipeline.decode.packets import (
-    Keyframe,
-    PacketTable,
-    demuxer_complaints,
-    num_missing,
-    num_placed,
-    scan_packets,
-)
+from pipeline.decode.encryption import encrypted, stream_is_encrypted
+from pipeline.decode.holes import find_holes
+from pipeline.decode.packets import PacketTable, demuxer_complaints, scan_packets
+from pipeline.decode.picture import Orientation
 from schemas.errors import DecodeError
 from schemas.video import VideoProbe
 
-_FALLBACK_FPS = 24.0
-"""What transformers assumes of a video that does not say."""
 
-_MAX_FPS = 1000.0
+@dataclass(frozen=True, slots=True)
+class Keyframe:
+    """A packet that decoding can start from; ``rank`` is its place in decode order."""
 
-_COUNTED_DEMUXERS = ("avi",)
-"""Formats without pts of their own: their frames are counted."""
+    rank: int
+    pts: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Timeline:
     """The frames of one video stream, read off its packets.
 
-    ``shown_pts`` are the ``(num_frames,)`` int64 pts of the shown frames in display order, in
-    units of the stream's time base. ``packet_pts`` are those of all packets in decode order.
-    When ``is_counted`` the pts cannot tell frames apart, and frame i is the i-th one decoded.
+    ``labels`` ``(num_packets,)`` int64 tell packets apart, in decode order; a frame bears that of
+    its packet. ``shown_labels`` ``(num_frames,)`` int64 are those of the frames in display order,
+    ascending. When ``is_counted`` the display order is known only after decoding: frame i is then
+    the i-th one decoded. ``can_seek`` says whether the labels are the file's own pts.
     ``num_lost_packets`` the demuxer stumbled over or never found; ``corrupt_ranks`` are those
     it marked as damaged, by their place in decode order.
     ``num_placed`` is how many shown frames surely have their place: all, unless the container
@@ -44,10 +45,11 @@ class Timeline:
 
     probe: VideoProbe
     demuxer: str
-    shown_pts: npt.NDArray[np.int64]
-    packet_pts: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int64]
+    shown_labels: npt.NDArray[np.int64]
     keyframes: tuple[Keyframe, ...]
     is_counted: bool
+    can_seek: bool
     num_lost_packets: int
     corrupt_ranks: frozenset[int]
     num_placed: int
@@ -56,9 +58,14 @@ class Timeline:
     def num_bad_packets(self) -> int:
         return self.num_lost_packets + len(self.corrupt_ranks)
 
+    def label_packet(self, packet: VideoPacket, rank: int) -> None:
+        """Write the label on a packet about to be decoded, so that its frame bears it."""
+        if not self.is_counted and rank < self.labels.size:
+            packet.pts = int(self.labels[rank])
+
     def keyframe_before(self, index: int) -> Keyframe | None:
         """The latest keyframe shown no later than frame ``index``; None when there is none."""
-        limit = self.shown_pts[index]
+        limit = self.shown_labels[index]
         return max(
             (key for key in self.keyframes if key.pts <= limit),
             key=lambda key: key.pts,
@@ -67,75 +74,95 @@ class Timeline:
 
 
 def scan_timeline(path: str, demuxer: str, *, max_frame_pixels: int) -> Timeline:
-    """Read all packets of a video; at most one frame is decoded, to learn how it is rotated.
+    """Read all packets of a video; at most one frame is decoded, to learn its size and rotation.
 
     Raises:
-        DecodeError: "unreadable", "no_video", "unsupported_codec", "truncated" (no packets) or
-            "too_large", which is found before anything is decoded.
+        DecodeError: "unreadable", "no_video", "unsupported_codec", "encrypted", "truncated" (no
+            packets) or "too_large", which is found before anything is decoded.
     """
     with demuxer_complaints(demuxer) as complaints, open_video(path, demuxer) as opened:
         container, stream = opened
+        if stream_is_encrypted(path, demuxer, stream):
+            raise encrypted(path)
         _check_size(path, stream.width, stream.height, max_frame_pixels)
-        packets = scan_packets(container, stream)
-        shown = packets.shown_pts()
-        if not shown.size:
+        table = scan_packets(container, stream)
+        if table.is_encrypted:
+            raise encrypted(path)
+        if not table.num_shown:
             raise DecodeError(
                 "truncated", f"{path} has a video stream but shows no frame: copy it again"
             )
-        is_counted = demuxer in _COUNTED_DEMUXERS or not packets.have_distinct_pts
-        fps = _frame_rate(stream, shown, is_counted=is_counted)
-        missing = num_missing(container, stream, packets, fps)
-        placed = num_placed(packets, demuxer, num_missing=missing, is_suspect=bool(complaints()))
-        # A hole without a count is one packet at least.
-        packets.num_lost += missing or int(placed < shown.size)
-        facts = _packet_facts(demuxer, stream, packets, is_counted=is_counted)
-        seconds = float(stream.time_base or 0) * int(shown[-1] - shown[0]) + 1 / fps
-        num_declared = max(stream.frames, 0)
-    rotation = _first_rotation(path, demuxer, max_frame_pixels)
-    sides = (facts.width, facts.height)
-    width, height = sides if rotation in (0, 180) else sides[::-1]
-    probe = VideoProbe(
-        container=demuxer,
-        codec=facts.codec,
-        pixel_format=facts.pixel_format,
-        width=width,
-        height=height,
-        rotation=rotation,
-        fps=fps,
-        duration_seconds=shown.size / fps if is_counted else seconds,
-        num_frames=shown.size,
-        num_declared_frames=num_declared,
-        decord_objection=decord_objection(facts),
-    )
+        is_suspect = bool(complaints())
+        may_restart = bool(Flags(container.format.flags) & Flags.ts_discont)
+        clock = read_clock(table, stream, demuxer, may_restart=may_restart, is_suspect=is_suspect)
+        holes = find_holes(container, stream, table, clock, demuxer=demuxer, is_suspect=is_suspect)
+        clock = holes.clock
+        table.num_lost += holes.num_lost
+        first = _first_frame(path, demuxer, stream.index, max_frame_pixels)
+        probe = _probe(container, stream, table, clock, holes.num_placed, first, demuxer)
     return Timeline(
         probe=probe,
         demuxer=demuxer,
-        shown_pts=shown,
-        packet_pts=np.array([-1 if pts is None else pts for pts in packets.pts], dtype=np.int64),
-        keyframes=packets.keyframes(),
-        is_counted=is_counted,
-        num_lost_packets=packets.num_lost,
-        corrupt_ranks=frozenset(packets.corrupt_ranks),
-        num_placed=placed,
+        labels=clock.labels,
+        shown_labels=clock.shown_labels,
+        keyframes=tuple(Keyframe(rank, int(clock.labels[rank])) for rank in table.key_ranks),
+        is_counted=not clock.is_ordered,
+        can_seek=clock.is_ordered and not clock.num_joins,
+        num_lost_packets=table.num_lost,
+        corrupt_ranks=frozenset(table.corrupt_ranks),
+        num_placed=holes.num_placed,
     )
 
 
-def _packet_facts(
-    demuxer: str, stream: VideoStream, packets: PacketTable, *, is_counted: bool
-) -> PacketFacts:
-    return PacketFacts(
+def _probe(
+    container: InputContainer,
+    stream: VideoStream,
+    table: PacketTable,
+    clock: Clock,
+    num_placed: int,
+    first: VideoFrame | None,
+    demuxer: str,
+) -> VideoProbe:
+    fps = frame_rate(clock, stream, num_placed)
+    orientation = Orientation.of(first) if first else Orientation()
+    size = (first.width, first.height) if first else (stream.width, stream.height)
+    width, height = orientation.size(*size)
+    facts = PacketFacts(
         demuxer=demuxer,
         codec=stream.codec_context.codec.canonical_name,
         pixel_format=stream.codec_context.pix_fmt or "",
         width=stream.width,
         height=stream.height,
-        first_pts=int(packets.shown_pts()[0]),
-        has_distinct_pts=not is_counted,
-        num_discarded=sum(packets.is_discarded),
-        num_bad=packets.num_lost + len(packets.corrupt_ranks),
-        has_open_gop=packets.has_open_gop,
-        has_size_changes=len(packets.size_headers) > 1,
+        first_pts=int(clock.shown[0]),
+        num_streams=len(container.streams.video),
+        num_discarded=sum(table.is_discarded),
+        num_bad=table.num_lost + len(table.corrupt_ranks),
+        is_ordered=clock.is_ordered,
+        is_turned=orientation != Orientation(),
+        has_open_gop=clock.is_ordered and _has_open_gop(table, clock),
+        has_size_changes=len(table.size_headers) > 1,
     )
+    return VideoProbe(
+        container=demuxer,
+        stream_index=stream.index,
+        codec=facts.codec,
+        pixel_format=facts.pixel_format,
+        width=width,
+        height=height,
+        rotation=orientation.rotation,
+        is_mirrored=orientation.is_mirrored,
+        fps=fps,
+        duration_seconds=duration_seconds(clock, stream, fps),
+        num_frames=clock.shown.size,
+        num_declared_frames=max(stream.frames, 0),
+        decord_objection=decord_objection(facts),
+    )
+
+
+def _has_open_gop(table: PacketTable, clock: Clock) -> bool:
+    """Whether some keyframe is decoded at another rank than it is displayed at."""
+    order = np.argsort(np.argsort(clock.labels))
+    return any(order[rank] != rank for rank in table.key_ranks)
 
 
 def _check_size(path: str, width: int, height: int, max_frame_pixels: int) -> None:
@@ -147,32 +174,19 @@ def _check_size(path: str, width: int, height: int, max_frame_pixels: int) -> No
         )
 
 
-def _frame_rate(stream: VideoStream, shown: npt.NDArray[np.int64], *, is_counted: bool) -> float:
-    """Frames per second: as declared when the pts agree within 1 %, else as the pts say."""
-    declared = next((float(r) for r in (stream.average_rate, stream.guessed_rate) if r), 0.0)
-    if not 0 < declared <= _MAX_FPS:
-        declared = 0.0
-    span = float(stream.time_base or 0) * int(shown[-1] - shown[0])
-    measured = (shown.size - 1) / span if span > 0 else 0.0
-    if is_counted or not 0 < measured <= _MAX_FPS:
-        return declared or _FALLBACK_FPS
-    return declared if abs(declared - measured) <= 0.01 * measured else measured
-
-
-def _first_rotation(path: str, demuxer: str, max_frame_pixels: int) -> int:
-    with open_video(path, demuxer) as (container, stream):
+def _first_frame(
+    path: str, demuxer: str, stream_index: int, max_frame_pixels: int
+) -> VideoFrame | None:
+    """The first frame that can be decoded, if any."""
+    with open_video(path, demuxer, stream_index=stream_index) as (container, stream):
         use_decoder(stream, threads=1, max_frame_pixels=max_frame_pixels)
         for packet in read_packets(container, stream):
             try:
                 for frame in packet.decode():
-                    return upright_rotation(frame)
+                    return frame
             except av.error.FFmpegError:
                 continue
-        return next(map(upright_rotation, _drained(stream)), 0)
-
-
-def _drained(stream: VideoStream) -> list[av.VideoFrame]:
-    try:
-        return list(stream.codec_context.decode(None))
-    except av.error.FFmpegError:
-        return []
+        try:
+            return next(iter(stream.codec_context.decode(None)), None)
+        except av.error.FFmpegError:
+            return None

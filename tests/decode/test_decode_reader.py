@@ -79,22 +79,6 @@ def test_a_child_killed_midway_is_a_decoder_crash_and_the_next_video_is_read(lar
         assert counters(reader.read(clip)) == list(range(30))
 
 
-def test_a_child_killed_while_decord_decodes_is_replaced_by_one_with_pyav(large_clip):
-    with FrameReader(DecodeConfig(), ALL) as reader:
-        resize, struck = strike_first_batch(reader, signal.SIGKILL)
-        sample = reader.read(large_clip, resize=resize)
-        assert (sample.decoder, len(struck)) == ("pyav", 1)
-        assert counters(sample) == list(range(24))
-
-
-@pytest.mark.slow
-def test_a_child_that_stops_while_decord_decodes_is_replaced_by_one_with_pyav(large_clip):
-    config = DecodeConfig(deadline_seconds=12, deadline_per_second=0)
-    with FrameReader(config, ALL) as reader:
-        resize, _ = strike_first_batch(reader, signal.SIGSTOP)
-        assert reader.read(large_clip, resize=resize).decoder == "pyav"
-
-
 def test_an_idle_child_that_died_is_replaced_without_a_word(clip):
     with FrameReader(DecodeConfig(), ALL) as reader:
         reader.probe(clip)
@@ -235,8 +219,8 @@ def test_the_parent_loads_no_native_decoder(clip):
 
 
 def test_versions_name_the_libraries_a_policy_may_use():
-    assert set(decoder_versions("pyav")) == {"av"}
-    assert "av" in decoder_versions("auto")
+    assert set(decoder_versions("pyav")) == set(decoder_versions("auto")) == {"av"}
+    assert "av" in decoder_versions("decord")
 
 
 def test_a_scene_is_the_same_each_time_and_readable(tmp_path):
@@ -253,14 +237,16 @@ def test_a_scene_is_the_same_each_time_and_readable(tmp_path):
 @pytest.mark.skipif(not REAL.is_dir(), reason="the clips of ../shared are not here")
 def test_decord_and_pyav_agree_bit_for_bit_on_real_clips():
     sampling = SamplingConfig(num_frames=8)
-    chosen = set()
+    num_compared = 0
     with (
+        FrameReader(DecodeConfig(decoder="decord"), sampling) as decord,
         FrameReader(DecodeConfig(), sampling) as auto,
-        FrameReader(DecodeConfig(decoder="pyav"), sampling) as pyav,
     ):
         for path in sorted(REAL.glob("*.[mw]*")):
-            guarded, plain = auto.read(path), pyav.read(path)
-            np.testing.assert_array_equal(guarded.frames, plain.frames, err_msg=path.name)
-            assert guarded.num_bad_packets == plain.num_bad_packets == 0
-            chosen.add(guarded.decoder)
-    assert "decord" in chosen
+            plain = auto.read(path)
+            assert plain.num_bad_packets == 0
+            if not plain.probe.decord_objection:
+                same = decord.read(path).frames
+                np.testing.assert_array_equal(same, plain.frames, err_msg=path.name)
+                num_compared += 1
+    assert num_compared >= 7

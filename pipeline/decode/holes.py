@@ -1,0 +1,231 @@
+"""Frames that a container lost: how many, and which of those left still have their place."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.video.stream import VideoStream
+
+from pipeline.decode.clock import Clock, Ticks, usual_interval
+from pipeline.decode.packets import PacketTable
+from pipeline.decode.picture_order import directly_follows
+
+_INDEXED_DEMUXERS = ("mov", "gif")
+"""Formats in which damage cannot hide a packet between others."""
+
+_ZERO_BASED_DEMUXERS = ("matroska", "flv")
+"""Formats whose clocks begin with the recording; a late first packet is one after a loss."""
+
+_COUNTING_DEMUXERS = ("mpegts",)
+"""Formats that number their packets: what is not said to be lost is as it was sent."""
+
+_WIDE = 1.5
+"""An interval so many times the usual one has room for another frame."""
+
+_USUAL_B_FRAMES = 3
+"""So many frames are decoded at most, as a rule, after a frame that is shown later."""
+
+_EVEN_SHARE = 0.9
+"""So many intervals of a recording at an even rate are alike, at least, whatever it lost."""
+
+_HEAD_BYTES = 4096
+_EBML_ID = b"\x1a\x45\xdf\xa3"
+_SEGMENT_ID = b"\x18\x53\x80\x67"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Holes:
+    """``num_lost`` packets are surely missing; the first ``num_placed`` frames have their place.
+
+    ``clock`` is the one given, with the times of lost frames filled in where they are known.
+    """
+
+    num_lost: int
+    num_placed: int
+    clock: Clock
+
+
+def find_holes(
+    container: InputContainer,
+    stream: VideoStream,
+    table: PacketTable,
+    clock: Clock,
+    *,
+    demuxer: str,
+    is_suspect: bool,
+) -> Holes:
+    """What is missing among the packets of ``table``.
+
+    Formats with an index lose packets at the end only; others close up over a hole, which shows
+    as a gap between the times. A gap alone is no hole (the frame rate may vary), but one beside
+    complaints is. A file cut short may lack frames that are shown before its last ones and are
+    decoded after them. Where frames otherwise come at an even rate, a hole says how many it took.
+
+    Args:
+        container: as opened.
+        stream: whose packets.
+        table: all packets.
+        clock: their times.
+        demuxer: the container's format.
+        is_suspect: whether the demuxer complained of damage.
+    """
+    num_shown = clock.shown.size
+    missing = _num_missing(container, stream, table, clock, demuxer)
+    if missing:
+        may_be_midway = demuxer == "avi" and _num_unfound(stream, table)
+        placed = 0 if may_be_midway else clock.num_before_end
+    elif demuxer in _INDEXED_DEMUXERS or not clock.is_ordered or num_shown < 3:
+        placed = num_shown
+    else:
+        placed = _num_before_gap(
+            container, stream, table, clock, demuxer=demuxer, is_suspect=is_suspect
+        )
+    may_fill = demuxer in _COUNTING_DEMUXERS and placed < num_shown and not missing
+    filled = _filled(clock.shown) if may_fill else None
+    if filled is not None:
+        num_lost = filled.size - num_shown
+        return Holes(num_lost, filled.size, dataclasses.replace(clock, shown=filled))
+    # A hole without a count is one packet at least.
+    return Holes(missing or int(placed < num_shown), placed, clock)
+
+
+def _num_missing(
+    container: InputContainer, stream: VideoStream, table: PacketTable, clock: Clock, demuxer: str
+) -> int:
+    """Frames that the container promises beyond the packets that are there.
+
+    An index is believed. A count or a duration in a header often says too much, and is believed
+    only when the file is also shorter than the container says.
+    """
+    if demuxer == "mov":
+        return _num_unfound(stream, table)
+    if demuxer == "avi":
+        num_chunks = (table.dts[-1] or 0) + 1
+        is_cut = _is_cut_short(container.name, demuxer)
+        return max(_num_unfound(stream, table), stream.frames - num_chunks if is_cut else 0)
+    if demuxer == "matroska" and _is_cut_short(container.name, demuxer):
+        unit = float(stream.time_base or 0)
+        end = unit * (int(clock.shown[-1]) + clock.last_duration)
+        declared = _declared_seconds(container, stream)
+        missing = (declared - end) * float(stream.average_rate or 1) if declared else 1.0
+        # Durations are rounded, and the cut may go through what comes after the last frame.
+        return round(missing) if missing >= 2 or not declared else 0
+    return 0
+
+
+def _num_unfound(stream: VideoStream, table: PacketTable) -> int:
+    """Packets that stand in the index but not in the file."""
+    return max(0, sum(entry.size > 0 for entry in stream.index_entries) - len(table))
+
+
+def _num_before_gap(
+    container: InputContainer,
+    stream: VideoStream,
+    table: PacketTable,
+    clock: Clock,
+    *,
+    demuxer: str,
+    is_suspect: bool,
+) -> int:
+    """How many frames surely come before the first hole between the times."""
+    intervals = np.diff(clock.shown)
+    usual = usual_interval(clock.shown)
+    wide = np.flatnonzero(intervals > _WIDE * usual)
+    if is_suspect and demuxer in _ZERO_BASED_DEMUXERS:
+        delay = stream.codec_context.reorder_depth * usual
+        begin = clock.labels[0] - delay if table.dts[0] is None else table.dts[0]
+        if begin > _WIDE * usual:
+            return 0
+    if not wide.size:
+        return clock.shown.size
+    first = int(wide[0])
+    if is_suspect:
+        return first + 1
+    is_at_end = first + 1 >= clock.num_before_end and clock.is_reordered
+    if not is_at_end or _is_whole(container.name, demuxer):
+        return clock.shown.size
+    is_pause = directly_follows(stream, table, clock, first)
+    if is_pause is None:
+        is_pause = intervals[first] > (_USUAL_B_FRAMES + _WIDE) * usual
+    return clock.shown.size if is_pause else first + 1
+
+
+def _filled(shown: Ticks) -> Ticks | None:
+    """The times with those of lost frames among them; None at an uneven rate."""
+    intervals, usual = np.diff(shown), usual_interval(shown)
+    is_usual = np.abs(intervals - usual) <= 0.1 * usual + 1
+    if np.mean(is_usual) < _EVEN_SHARE:
+        return None
+    step = float(intervals[is_usual].mean())
+    counts = np.maximum(1, np.rint(intervals / step)).astype(np.int64)
+    lost = [
+        int(shown[index]) + round(number * step)
+        for index in np.flatnonzero(counts > 1)
+        for number in range(1, counts[index])
+    ]
+    return np.sort(np.concatenate([shown, np.array(lost, dtype=np.int64)]))
+
+
+def _declared_seconds(container: InputContainer, stream: VideoStream) -> float:
+    """Where the stream ends as a Matroska file says; 0 when it does not."""
+    hours, _, rest = stream.metadata.get("DURATION", "").partition(":")
+    minutes, _, seconds = rest.partition(":")
+    try:
+        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+    except ValueError:
+        # The container's own duration covers the longest stream, which need not be this one.
+        alone = len(container.streams) == 1
+        return container.duration / av.time_base if alone and container.duration else 0.0
+
+
+def _is_cut_short(path: str, demuxer: str) -> bool:
+    """Whether the file ends before its outermost element does."""
+    return _declared_end(path, demuxer) > Path(path).stat().st_size
+
+
+def _is_whole(path: str, demuxer: str) -> bool:
+    """Whether the outermost element says where it ends, and the file holds it."""
+    return 0 < _declared_end(path, demuxer) <= Path(path).stat().st_size
+
+
+def _declared_end(path: str, demuxer: str) -> int:
+    """Where the outermost element of the file ends, in bytes; 0 when the file does not say."""
+    with Path(path).open("rb") as file:
+        if demuxer == "avi":
+            return _riff_end(file)
+        return _segment_end(file.read(_HEAD_BYTES)) if demuxer == "matroska" else 0
+
+
+def _riff_end(file: BinaryIO) -> int:
+    """Where the last of the RIFF chunks of a large AVI ends."""
+    end = 0
+    while (header := file.read(8))[:4] == b"RIFF":
+        length = int.from_bytes(header[4:], "little")
+        if not length:
+            return 0
+        end += 8 + length + length % 2
+        file.seek(end)
+    return end
+
+
+def _segment_end(head: bytes) -> int:
+    """Where the Matroska segment ends; 0 when the file does not say."""
+    begin, length = _ebml_content(head, len(_EBML_ID))
+    at = begin + (length or 0)
+    if head[at : at + len(_SEGMENT_ID)] != _SEGMENT_ID:
+        return 0
+    begin, length = _ebml_content(head, at + len(_SEGMENT_ID))
+    return begin + length if length is not None else 0
+
+
+def _ebml_content(head: bytes, at: int) -> tuple[int, int | None]:
+    """Where the element begins whose size stands at ``at``, and its length, None if unknown."""
+    first = head[at] if at < len(head) else 0
+    num_bytes = 9 - first.bit_length()
+    unknown = (1 << 7 * num_bytes) - 1
+    length = int.from_bytes(head[at : at + num_bytes], "big") & unknown
+    return at + num_bytes, None if length == unknown else length
