@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from pipeline.encoders import load_encoder, load_tokenizer
-from pipeline.encoders.checkpoint import locate_checkpoint, most_positions, quiet_loading
+from pipeline.encoders.checkpoint import most_positions, quiet_loading
 from pipeline.encoders.language_model import load_language_model, load_matching_tokenizer
 from pipeline.encoders.packing import FrameSpan, plan_calls
 from pipeline.encoders.tiny import write_tiny_checkpoint
+from pipeline.model_folder import locate_checkpoint
 from schemas.config import EncoderConfig, PreprocessConfig
 from schemas.errors import ConfigError, ModelError
 from tests.synthetic import REPOSITORY, encode_clip, pattern_frames
