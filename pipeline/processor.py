@@ -21,9 +21,6 @@ from schemas.errors import ConfigError
 from schemas.grid import PatchGeometry
 from schemas.manifest import ResolvedPreprocess
 
-_MOST = 2**63 - 1
-"""The largest whole number a manifest holds."""
-
 _FIXED: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "do_resize": ((True,), "true, frames are always resized"),
     "resample": ((3, "bicubic"), "3 (bicubic), frames are resized in no other way"),
@@ -72,7 +69,7 @@ def resolve_settings(
     file = find_processor_file(directory)
     for key, (values, expected) in _FIXED.items():
         value = file.get(key)
-        file.require(any(value is v or _equal(value, v) for v in values), key, expected)
+        file.require(any(_equal(value, each) for each in values), key, expected)
     if patches is not None:
         _require_geometry(file, patches)
     settled = sampling.over(_own_sampling(file, sampling)).settled()
@@ -102,7 +99,7 @@ def _own_sampling(file: ProcessorFile, given: SamplingConfig) -> SamplingConfig:
     if given.fps is None and given.num_frames is None:
         fps, num_frames = _own_rate(file)
     if given.min_frames is None:
-        min_frames = file.whole("min_frames", 1, _MOST, f"{MEND}, or set sampling.min_frames")
+        min_frames = file.whole("min_frames", 1, None, f"{MEND}, or set sampling.min_frames")
     if given.max_frames is None:
         advice = f"{MEND}, or say --max-frames"
         max_frames = file.whole("max_frames", 2, MAX_SAMPLED_FRAMES, advice)
@@ -140,7 +137,7 @@ def _resolve_preprocess(file: ProcessorFile, given: PreprocessConfig) -> Resolve
         min_pixels=min_pixels,
         max_pixels=max_pixels,
         cap_pixels_per_frame=bool(cap),
-        max_video_tokens=file.whole("max_video_tokens", 1, _MOST),
+        max_video_tokens=file.whole("max_video_tokens", 1),
         image_mean=_per_channel(file, "image_mean", low=-1e6),
         image_std=_per_channel(file, "image_std", low=1e-6),
         rescale_factor=_rescale_factor(file),
@@ -156,7 +153,9 @@ def _pixel_budgets(file: ProcessorFile, given: PreprocessConfig) -> tuple[int, i
     advice = f"{MEND}, or set preprocess.min_pixels and preprocess.max_pixels"
 
     def budget(edge: str, override: int | None) -> int:
-        pixels = edges.get(edge) if override is None else override
+        if override is not None:
+            return override
+        pixels = edges.get(edge)
         file.require(is_number(pixels, 1) and pixels == int(pixels), "size", expected, advice)
         return int(pixels)
 
@@ -164,7 +163,8 @@ def _pixel_budgets(file: ProcessorFile, given: PreprocessConfig) -> tuple[int, i
     high = budget("longest_edge", given.max_pixels)
     for key, used in (("min_pixels", low), ("max_pixels", high)):
         is_used = file.get(key) in (None, used) or getattr(given, key) is not None
-        file.require(is_used, key, f"{expected} as size, the processor reads no {key}", advice)
+        elsewhere = f"it in size, as the processor passes over {key}"
+        file.require(is_used, key, elsewhere, advice)
     if low > high:
         raise ConfigError(
             f"preprocess.min_pixels = {low} is above preprocess.max_pixels = {high}; expected a "

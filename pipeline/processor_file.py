@@ -43,7 +43,8 @@ CLASS_DEFAULTS: Mapping[str, Any] = {
 }
 """Values of the class for what a checkpoint leaves out; what is not listed is None."""
 
-MEND = "mend the file"
+MEND = "change it in that file"
+"""What to do about a value that a build cannot override."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,19 +65,21 @@ class ProcessorFile:
                 f"{self.path}: {key} = {value} is not possible: expected {expected}; {advice}"
             )
 
-    def whole(self, key: str, low: int, high: int, advice: str = MEND) -> int:
+    def whole(self, key: str, low: int, high: int | None = None, advice: str = MEND) -> int:
         """A whole number from ``low`` to ``high``."""
         value = self.get(key)
-        fits = type(value) is int and low <= value <= high
-        self.require(fits, key, f"a whole number from {low} to {high}", advice)
+        fits = type(value) is int and is_number(value, low, math.inf if high is None else high)
+        expected = f"at least {low}" if high is None else f"from {low} to {high}"
+        self.require(fits, key, f"a whole number, {expected}", advice)
         return int(value)
 
 
 def is_number(value: Any, low: float, high: float = math.inf) -> bool:
-    """Whether a JSON value is a finite number from ``low`` to ``high``; true and false are none."""
-    if type(value) is not int and type(value) is not float:
-        return False
-    return -(2**63) < value < 2**63 and low <= value <= high
+    """Whether a JSON value is a number from ``low`` to ``high`` and no larger than 64 bits hold.
+
+    True and false are no numbers.
+    """
+    return type(value) in (int, float) and abs(value) < 2**63 and low <= value <= high
 
 
 def find_processor_file(directory: Path) -> ProcessorFile:
@@ -111,7 +114,7 @@ def _of_known_class(file: ProcessorFile) -> ProcessorFile:
         file.require(file.get(key) == PROCESSOR_CLASS, key, repr(PROCESSOR_CLASS), advice)
         return file
     key = "image_processor_type"
-    name = file.get(key)
-    leads_here = name is None or (isinstance(name, str) and name.endswith("Fast"))
-    file.require(leads_here, key, f"a video_processor_type {PROCESSOR_CLASS!r}", advice)
+    inferred = str(file.get(key)).replace("ImageProcessor", "VideoProcessor")
+    is_own = file.get(key) is None or inferred == PROCESSOR_CLASS or inferred.endswith("Fast")
+    file.require(is_own, key, f"a video_processor_type {PROCESSOR_CLASS!r} beside it", advice)
     return file

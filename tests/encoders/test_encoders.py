@@ -117,25 +117,6 @@ def test_missing_vision_weights_are_an_error_and_not_random(tmp_path, tiny_check
         encoder_for(directory)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"patch_size": 14}, "contradicts itself"),
-        ({"resample": 2}, "resample = 2"),
-        ({"do_resize": False}, "do_resize = False"),
-    ],
-    ids=str,
-)
-def test_processor_settings_that_are_not_implemented_are_refused(
-    tmp_path, tiny_checkpoint, change, message
-):
-    directory = shutil.copytree(tiny_checkpoint, tmp_path / "model")
-    path = directory / "video_preprocessor_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
-    with pytest.raises(ModelError, match=message):
-        encoder_for(directory)
-
-
 def test_a_checkpoint_without_its_tokenizer_is_refused(tmp_path, tiny_checkpoint):
     directory = shutil.copytree(tiny_checkpoint, tmp_path / "model")
     for name in ("tokenizer.json", "tokenizer_config.json"):
