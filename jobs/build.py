@@ -101,8 +101,9 @@ def plan_build(
     Raises:
         FusionError: the fusion method cannot do what is asked of it.
         CorpusError: the corpus cannot be listed.
-        CacheMismatchError: the cache was built with other settings; the checkpoint, what it says
-            where ``config`` does not, and versions are compared by ``build`` only.
+        ModelError: there is a cache, and the model that is named cannot be found or honoured.
+        CacheMismatchError: the cache was built with other settings; the checkpoint's weights and
+            versions are compared by ``build`` only.
     """
     check_settings(config.fusion)
     videos = find_videos(sources)
@@ -111,6 +112,7 @@ def plan_build(
     if manifest is None:
         return make_plan(videos, None, retry_failed=retry_failed, limit=limit)
     decode = dataclasses.replace(manifest.decode, decoder=config.decode.decoder)
+    config = settle_config(config)
     overrides = dataclasses.asdict(config.preprocess)
     asked = dataclasses.replace(
         manifest,

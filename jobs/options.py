@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import click
 
 from jobs.render import FORMATS
-from schemas.config import DECODERS, DTYPES, RUNNERS, BuildConfig, SamplingConfig
+from schemas.config import DECODERS, DTYPES, RUNNERS, BuildConfig
 from schemas.config_file import read_config
 from schemas.errors import ConfigError
 from schemas.fusion import METHODS, FusionMethod
@@ -167,10 +167,7 @@ def resolve_config(config_file: Path | None, flags: dict[str, Any]) -> BuildConf
     for section, names in sections.items():
         given = {field: flags[flag] for flag, field in names.items()}
         origins |= {f"{section}.{key}": "flag" for key, v in given.items() if v is not None}
-        if section == "sampling":
-            config = replace(config, sampling=SamplingConfig(**given).over(config.sampling))
-        else:
-            config = config.override(section, **given)
+        config = config.override(section, **given)
     config = replace(config, origins=origins)
     require_window(config.fusion.abilities, flags["window"])
     return config

@@ -88,7 +88,7 @@ def find_processor_file(directory: Path) -> ProcessorFile:
     Raises:
         ModelError: it cannot be read, or belongs to another class.
     """
-    nested, *others = (directory / name for name in PROCESSOR_FILES)
+    nested, own, images = (directory / name for name in PROCESSOR_FILES)
     if nested.exists() and (values := read_json(nested).get(NESTED)) is not None:
         if not isinstance(values, dict):
             raise ModelError(
@@ -96,10 +96,10 @@ def find_processor_file(directory: Path) -> ProcessorFile:
                 f"of settings; {MEND}"
             )
         return _of_known_class(ProcessorFile(nested, values))
-    for path in others:
+    for path in (own, images):
         if path.exists():
             return _of_known_class(ProcessorFile(path, read_json(path)))
-    return ProcessorFile(directory, {})
+    return ProcessorFile(own, {})
 
 
 def _of_known_class(file: ProcessorFile) -> ProcessorFile:

@@ -247,8 +247,13 @@ class BuildConfig:
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     def override(self, section: str, **values: Any) -> Self:
-        """A copy with the values that are not None replaced in one section."""
+        """A copy with the values that are not None replaced in one section.
+
+        Sampling by a rate sets a number of frames aside, as in ``SamplingConfig.over``.
+        """
         given = {key: value for key, value in values.items() if value is not None}
+        if section == "sampling":
+            return dataclasses.replace(self, sampling=SamplingConfig(**given).over(self.sampling))
         return dataclasses.replace(
             self, **{section: dataclasses.replace(getattr(self, section), **given)}
         )
