@@ -155,7 +155,7 @@ def _pixel_budgets(file: ProcessorFile, given: PreprocessConfig) -> tuple[int, i
     def budget(edge: str, override: int | None) -> int:
         if override is not None:
             return override
-        pixels = edges.get(edge)
+        pixels: Any = edges.get(edge)
         file.require(is_number(pixels, 1) and pixels == int(pixels), "size", expected, advice)
         return int(pixels)
 
