@@ -5,6 +5,7 @@ Every build is a process of its own with one thread for torch and one decode chi
 seconds count from when its workers stand ready. The forms alternate; medians of ROUNDS.
 """
 
+import dataclasses
 import datetime as dt
 import json
 import os
@@ -159,7 +160,8 @@ class Bench:
             return resize_frames(frames, size)
 
         delivered: SimpleQueue = SimpleQueue()
-        reading = ReadAhead(config, resize, delivered.put)
+        sampled = dataclasses.replace(config, sampling=encoder.settings.sampling)
+        reading = ReadAhead(sampled, resize, delivered.put)
         started = time.perf_counter()
         reading.add(make_plan(find_videos([str(self._corpus)]), None).tasks())
         videos = [delivered.get() for _ in range(NUM_VIDEOS)]

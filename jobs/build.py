@@ -18,7 +18,7 @@ from pipeline.storage import Location, open_storage
 from pipeline.store.bucket_index import read_columns
 from pipeline.store.manifest import create_or_check, find_manifest
 from pipeline.store.shard import shard_sizes
-from schemas.config import BuildConfig
+from schemas.config import BuildConfig, PreprocessConfig
 from schemas.errors import FailureBudgetExceeded
 from schemas.manifest import Manifest, StoreIdentity
 
@@ -61,6 +61,29 @@ class BuildSummary:
         return 3 if self.tally.failed or self.plan.num_failed_before else 0
 
 
+def settle_config(config: BuildConfig) -> BuildConfig:
+    """The same with the checkpoint's own settings written out; unchanged if no model is named.
+
+    Raises:
+        ModelError: there is no such checkpoint, or its processor cannot be honoured.
+        ConfigError: the pixel budgets contradict each other.
+    """
+    if not config.encoder.model:
+        return config
+    from pipeline.model_folder import locate_checkpoint
+    from pipeline.processor import resolve_settings
+    from pipeline.processor_file import PROCESSOR_FILES
+
+    directory = locate_checkpoint(
+        config.encoder.model, config.encoder.revision, files=("config.json", *PROCESSOR_FILES)
+    )
+    own = resolve_settings(directory, sampling=config.sampling, preprocess=config.preprocess)
+    names = [field.name for field in dataclasses.fields(PreprocessConfig)]
+    used = PreprocessConfig(**{name: getattr(own.preprocess, name) for name in names})
+    origins = {**own.origins, **config.origins}
+    return dataclasses.replace(config, sampling=own.sampling, preprocess=used, origins=origins)
+
+
 def plan_build(
     sources: Sequence[str],
     location: Location,
@@ -78,8 +101,9 @@ def plan_build(
     Raises:
         FusionError: the fusion method cannot do what is asked of it.
         CorpusError: the corpus cannot be listed.
-        CacheMismatchError: the cache was built with other settings; the checkpoint and versions
-            are compared by ``build`` only.
+        ModelError: there is a cache, and the model that is named cannot be found or honoured.
+        CacheMismatchError: the cache was built with other settings; the checkpoint's weights and
+            versions are compared by ``build`` only.
     """
     check_settings(config.fusion)
     videos = find_videos(sources)
@@ -88,9 +112,14 @@ def plan_build(
     if manifest is None:
         return make_plan(videos, None, retry_failed=retry_failed, limit=limit)
     decode = dataclasses.replace(manifest.decode, decoder=config.decode.decoder)
+    config = settle_config(config)
+    overrides = dataclasses.asdict(config.preprocess)
     asked = dataclasses.replace(
         manifest,
-        sampling=config.sampling,
+        sampling=config.sampling.over(manifest.sampling),
+        preprocess=dataclasses.replace(
+            manifest.preprocess, **{name: v for name, v in overrides.items() if v is not None}
+        ),
         fusion=config.fusion,
         decode=decode,
         store=StoreIdentity(config.store.encoding),

@@ -28,15 +28,16 @@ def plan(
 ) -> None:
     """Show what a build would do.
 
-    No video is opened whose size and time are known.
+    No video is opened whose size and time are known. With --model the settings are those of a
+    build, the checkpoint's own included, and it is said where each comes from.
 
     \b
     Example:
       tokenreel plan videos/ --out cache/ --model Qwen/Qwen3-VL-2B-Instruct
     """
-    from jobs.build import plan_build
+    from jobs.build import plan_build, settle_config
 
-    config = resolve_config(config_file, flags)
+    config = settle_config(resolve_config(config_file, flags))
     planned = plan_build(corpus, location, config, retry_failed=retry_failed, limit=limit)
     counts = {
         "videos": planned.num_videos,

@@ -1,6 +1,7 @@
 """Flags that several verbs share, and how they become a configuration."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -45,7 +46,7 @@ class CacheLocation(click.ParamType[str]):
 
 
 def build_options(command: Command) -> Command:
-    """The flags that ``plan`` and ``build`` share; flag > --config file > default."""
+    """The flags that ``plan`` and ``build`` share; flag > --config file > checkpoint > default."""
     flags = [
         click.argument("corpus", nargs=-1, required=True),
         click.option(
@@ -80,8 +81,19 @@ def build_options(command: Command) -> Command:
             type=NumberOrFraction(),
             help="Keep exactly N tokens, or a fraction of them.",
         ),
-        click.option("--fps", type=float, help="Frames sampled per second.  [default: 2]"),
-        click.option("--max-frames", type=int, help="Frames sampled at most.  [default: 768]"),
+        click.option(
+            "--fps",
+            type=float,
+            help="Frames sampled per second.  [default: the checkpoint's own, else 2]",
+        ),
+        click.option(
+            "--num-frames", type=int, help="Frames sampled of every video, in place of a rate."
+        ),
+        click.option(
+            "--max-frames",
+            type=int,
+            help="Frames sampled at most.  [default: the checkpoint's own, else 768]",
+        ),
         click.option("--decoder", type=click.Choice(DECODERS), help="[default: auto]"),
         click.option(
             "--runner", type=click.Choice(RUNNERS), help="Where it runs.  [default: local]"
@@ -127,8 +139,10 @@ def format_option(default: str) -> Callable[[Command], Command]:
 
 
 def resolve_config(config_file: Path | None, flags: dict[str, Any]) -> BuildConfig:
-    """Flags over file over defaults."""
+    """Flags over file over defaults; what the checkpoint says is left open."""
     config = read_config(config_file) if config_file else BuildConfig()
+    if flags["fps"] is not None and flags["num_frames"] is not None:
+        raise click.UsageError("--fps and --num-frames exclude each other: leave one out.")
     sections = {
         "encoder": {"model": "model", "device": "device", "dtype": "dtype"},
         "fusion": {
@@ -137,7 +151,7 @@ def resolve_config(config_file: Path | None, flags: dict[str, Any]) -> BuildConf
             "window": "window",
             "budget": "budget",
         },
-        "sampling": {"fps": "fps", "max_frames": "max_frames"},
+        "sampling": {"fps": "fps", "num_frames": "num_frames", "max_frames": "max_frames"},
         "decode": {"decoder": "decoder"},
         "store": {"encoding": "encoding"},
         "run": {
@@ -149,9 +163,12 @@ def resolve_config(config_file: Path | None, flags: dict[str, Any]) -> BuildConf
             "max_failures": "max_failures",
         },
     }
+    origins = dict(config.origins)
     for section, names in sections.items():
         given = {field: flags[flag] for flag, field in names.items()}
+        origins |= {f"{section}.{key}": "flag" for key, v in given.items() if v is not None}
         config = config.override(section, **given)
+    config = replace(config, origins=origins)
     require_window(config.fusion.abilities, flags["window"])
     return config
 

@@ -37,9 +37,9 @@ class Worker:
     """Processes the videos it is given; decoding, encoding, fusing and writing overlap."""
 
     def __init__(self, config: BuildConfig, location: Location, *, fingerprint: str = "") -> None:
-        self._config = config
         self._storage = open_storage(location)
-        self._encoder = load_encoder(config.encoder, config.preprocess)
+        self._encoder = load_encoder(config.encoder, config.preprocess, config.sampling)
+        self._config = replace(config, sampling=self._encoder.settings.sampling)
         self._name = f"{socket.gethostname()}:{os.getpid()}"
         self.manifest = self._make_manifest()
         if fingerprint and fingerprint != self.manifest.fingerprint:
@@ -54,7 +54,7 @@ class Worker:
         self._num_uncommitted = 0
         self._takes_more = True
         self._is_closed = False
-        self._read_ahead = ReadAhead(config, self._resize, self._take_video)
+        self._read_ahead = ReadAhead(self._config, self._resize, self._take_video)
         self._committer = Committer(self._storage, config.store, self._inbox.put)
         self._assembler = Assembler(
             config.fusion,
@@ -67,6 +67,8 @@ class Worker:
 
     def _make_manifest(self) -> Manifest:
         encoder = self._encoder
+        said = self._config.origins
+        origins = {n: said.get(n, origin) for n, origin in encoder.settings.origins.items()}
         return Manifest(
             encoder=encoder.identity,
             sampling=self._config.sampling,
@@ -82,6 +84,7 @@ class Worker:
                 "device": str(encoder.device),
                 "torch": torch.__version__,
                 "transformers": version("transformers"),
+                **origins,
             },
         )
 

@@ -139,12 +139,13 @@ def normalize(patches_PCX: Tensor, settings: ResolvedPreprocess) -> Tensor:
 
     Args:
         patches_PCX: ``(P, 3, X)`` uint8 from ``patchify``.
-        settings: mean and standard deviation per channel.
+        settings: factor, and mean and standard deviation per channel.
 
     Returns:
         ``(P, 3 * X)`` float32: the encoder's pixel values.
     """
-    mean = torch.tensor(settings.image_mean, device=patches_PCX.device) * 255.0
-    std = torch.tensor(settings.image_std, device=patches_PCX.device) * 255.0
+    scale = 1.0 / settings.rescale_factor
+    mean = torch.tensor(settings.image_mean, device=patches_PCX.device) * scale
+    std = torch.tensor(settings.image_std, device=patches_PCX.device) * scale
     values = patches_PCX.to(torch.float32).sub_(mean.view(1, 3, 1)).div_(std.view(1, 3, 1))
     return values.flatten(1)

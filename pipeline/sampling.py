@@ -17,14 +17,18 @@ def sample_frame_indices(
     Args:
         num_frames: frames the video shows, at least 1.
         fps: frames per second of the source.
-        config: sampling rate and limits.
+        config: sampling rate and limits; those of the processor class where it does not say.
 
     Returns:
         ``(n,)`` int64.
     """
-    if config.num_frames is not None:
-        count = config.num_frames
+    settled = config.settled()
+    if settled.num_frames is not None:
+        count = settled.num_frames
     else:
-        count = int(num_frames / fps * config.fps)
-        count = min(max(count, config.min_frames), config.max_frames, num_frames)
+        assert settled.fps is not None
+        assert settled.min_frames is not None
+        assert settled.max_frames is not None
+        count = int(num_frames / fps * settled.fps)
+        count = min(max(count, settled.min_frames), settled.max_frames, num_frames)
     return np.linspace(0, num_frames - 1, count).round().astype(np.int64)

@@ -70,7 +70,7 @@ def prompt_rule(
 
 
 def _with_id(rule: PromptRule, directory: Path) -> PromptRule:
-    from pipeline.encoders.checkpoint import read_json
+    from pipeline.model_folder import read_json
 
     config = read_json(directory / "config.json")
     if config.get("model_type") != rule.model_type:

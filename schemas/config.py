@@ -1,9 +1,11 @@
 """Settings of one build, as frozen dataclasses that check themselves.
 
-Precedence: command-line flag, then the TOML file (``schemas.config_file``), then the defaults here.
+Precedence: command-line flag, then the TOML file (``schemas.config_file``), then what the
+checkpoint says of sampling and preprocessing (``pipeline.processor``), then the defaults here.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -15,6 +17,7 @@ DECODERS = ("auto", "decord", "pyav")
 SIZE_CHANGES = ("scale", "refuse")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 RUNNERS = ("local", "ray")
+MAX_FPS = 1000
 MAX_SAMPLED_FRAMES = 65536
 
 
@@ -22,23 +25,50 @@ MAX_SAMPLED_FRAMES = 65536
 class SamplingConfig:
     """Which frames are sampled: the rule of ``Qwen3VLVideoProcessor.sample_frames``.
 
-    ``num_frames`` samples exactly that many frames and overrides ``fps``.
+    ``num_frames`` samples exactly that many frames and overrides ``fps``. What is None is not said
+    here: ``over`` takes it from elsewhere, ``settled`` from the processor class.
     """
 
-    fps: float = 2.0
+    fps: float | None = None
     num_frames: int | None = None
-    min_frames: int = 4
-    max_frames: int = 768
+    min_frames: int | None = None
+    max_frames: int | None = None
 
     def __post_init__(self) -> None:
         make_floats(self, "fps")
-        require(0 < self.fps <= 1000, "sampling.fps", self.fps, "a number in (0, 1000]")
-        require(self.min_frames >= 1, "sampling.min_frames", self.min_frames, "at least 1")
+        fps, low = self.fps, self.min_frames
+        require(
+            fps is None or 0 < fps <= MAX_FPS, "sampling.fps", fps, f"a number in (0, {MAX_FPS}]"
+        )
+        require(low is None or low >= 1, "sampling.min_frames", low, "at least 1")
         for name in ("num_frames", "max_frames"):
             value = getattr(self, name)
             fits = value is None or 2 <= value <= MAX_SAMPLED_FRAMES
             expected = f"2 (one token frame) to {MAX_SAMPLED_FRAMES}"
             require(fits, f"sampling.{name}", value, expected)
+
+    def over(self, other: "SamplingConfig") -> "SamplingConfig":
+        """These settings, and those of ``other`` where nothing is said here.
+
+        A rate said here sets aside a number of frames said there.
+        """
+        num_frames = self.num_frames
+        if num_frames is None and self.fps is None:
+            num_frames = other.num_frames
+        return SamplingConfig(
+            fps=other.fps if self.fps is None else self.fps,
+            num_frames=num_frames,
+            min_frames=other.min_frames if self.min_frames is None else self.min_frames,
+            max_frames=other.max_frames if self.max_frames is None else self.max_frames,
+        )
+
+    def settled(self) -> "SamplingConfig":
+        """The same with the values of the processor class where nothing is said."""
+        return self.over(PROCESSOR_SAMPLING)
+
+
+PROCESSOR_SAMPLING = SamplingConfig(fps=2.0, min_frames=4, max_frames=768)
+"""How ``Qwen3VLVideoProcessor`` samples when neither a build nor the checkpoint says otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +82,7 @@ class PreprocessConfig:
 
     min_pixels: int | None = None
     max_pixels: int | None = None
-    cap_pixels_per_frame: bool = False
+    cap_pixels_per_frame: bool | None = None
 
     def __post_init__(self) -> None:
         for name in ("min_pixels", "max_pixels"):
@@ -206,7 +236,11 @@ def check_encoding(encoding: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class BuildConfig:
-    """Everything a build needs to know besides the corpus and the cache folder."""
+    """Everything a build needs to know besides the corpus and the cache folder.
+
+    ``origins`` says for people where settings come from, by names such as "sampling.fps": "flag"
+    or "toml", and once they are known "checkpoint" or "default".
+    """
 
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
@@ -215,10 +249,16 @@ class BuildConfig:
     fusion: FusionConfig = field(default_factory=FusionConfig)
     store: StoreConfig = field(default_factory=StoreConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    origins: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     def override(self, section: str, **values: Any) -> Self:
-        """A copy with the values that are not None replaced in one section."""
+        """A copy with the values that are not None replaced in one section.
+
+        Sampling by a rate sets a number of frames aside, as in ``SamplingConfig.over``.
+        """
         given = {key: value for key, value in values.items() if value is not None}
+        if section == "sampling":
+            return dataclasses.replace(self, sampling=SamplingConfig(**given).over(self.sampling))
         return dataclasses.replace(
             self, **{section: dataclasses.replace(getattr(self, section), **given)}
         )

@@ -34,32 +34,46 @@ def parse_config(mapping: Mapping[str, Any], *, source: str = "config") -> Build
     Raises:
         ConfigError: an unknown section or key (with the nearest known one), or a bad value.
     """
-    sections = get_type_hints(BuildConfig)
+    sections = _sections()
     values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
     for name, body in mapping.items():
         if name not in sections:
             raise ConfigError(_unknown(f"{source}: section [{name}]", name, list(sections)))
         if not isinstance(body, Mapping):
             raise ConfigError(f"{source}: {name} must be a section [{name}], got {body!r}")
         checked = _checked_keys(sections[name], body, f"{source}: {name}")
+        origins |= {f"{name}.{key}": "toml" for key in checked}
         try:
             values[name] = sections[name](**checked)
         except ConfigError as error:
             raise ConfigError(f"{source}: {error}") from error
-    return BuildConfig(**values)
+    return BuildConfig(**values, origins=origins)
 
 
 def format_config(config: BuildConfig) -> str:
-    """The configuration as a TOML file; settings that are None stand as comments."""
+    """The configuration as a TOML file.
+
+    Settings that are None stand as comments; so does where the others come from, if it is known.
+    """
     lines = []
-    for name, body in dataclasses.asdict(config).items():
+    for name in _sections():
         lines.append(f"[{name}]")
-        for key, value in body.items():
+        for key, value in dataclasses.asdict(getattr(config, name)).items():
             # Numbers, booleans and strings read the same in TOML.
             text = json.dumps(value, ensure_ascii=False)
-            lines.append(f"{key} = {text}" if value is not None else f"# {key} = (not set)")
+            origin = config.origins.get(f"{name}.{key}")
+            said = f"{key} = {text}" + (f"  # {origin}" if origin else "")
+            lines.append(said if value is not None else f"# {key} = (not set)")
         lines.append("")
     return "\n".join(lines)
+
+
+def _sections() -> dict[str, type]:
+    """The classes of a configuration's sections by their names."""
+    sections = get_type_hints(BuildConfig)
+    del sections["origins"]
+    return sections
 
 
 def _checked_keys(section_type: type, body: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -14,6 +14,9 @@ from schemas.fusion import FusionConfig
 from schemas.grid import PatchGeometry
 from schemas.index import FORMAT_VERSION
 
+RESCALE_FACTOR = 1 / 255
+"""What pixels are multiplied with before they are normalised, by default."""
+
 
 @dataclass(frozen=True, slots=True)
 class EncoderIdentity:
@@ -43,6 +46,18 @@ class ResolvedPreprocess:
     max_video_tokens: int
     image_mean: tuple[float, float, float]
     image_std: tuple[float, float, float]
+    rescale_factor: float = RESCALE_FACTOR
+
+    def identity(self) -> dict[str, Any]:
+        """The settings a cache is told apart by.
+
+        ``rescale_factor`` is younger than format 1 and is left out where it is the usual one, so
+        that older caches keep their fingerprint.
+        """
+        values = dataclasses.asdict(self)
+        if self.rescale_factor == RESCALE_FACTOR:
+            del values["rescale_factor"]
+        return values
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +92,14 @@ class Manifest:
     about: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "sampling", self.sampling.settled())
         object.__setattr__(self, "fusion", self.fusion.settled())
 
     def identity(self) -> dict[str, Any]:
         """All compared settings as plain JSON values."""
         values = dataclasses.asdict(self)
         del values["about"]
+        values["preprocess"] = self.preprocess.identity()
         values["fusion"] = self.fusion.identity()
         return dict(json.loads(json.dumps(values)))
 

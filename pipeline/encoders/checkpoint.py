@@ -1,4 +1,4 @@
-"""A checkpoint on disk: where it is, what it is, and how it wants its videos prepared."""
+"""A checkpoint's tokenizer and what its configuration says of its language model."""
 
 import hashlib
 import json
@@ -6,131 +6,16 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
-from huggingface_hub import snapshot_download
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from pipeline.model_folder import locate_checkpoint, read_json
 from pipeline.positions import timestamp_text
-from schemas.config import PreprocessConfig
-from schemas.errors import ConfigError, ModelError
-from schemas.grid import PatchGeometry
-from schemas.manifest import ResolvedPreprocess
+from schemas.errors import ModelError
 
-_PROCESSOR_FILES = ("video_preprocessor_config.json", "preprocessor_config.json")
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
-
-_CLASS_DEFAULTS: dict[str, Any] = {
-    "size": {"shortest_edge": 128 * 32 * 32, "longest_edge": 32 * 32 * 768},
-    "image_mean": [0.5, 0.5, 0.5],
-    "image_std": [0.5, 0.5, 0.5],
-    "max_video_tokens": 768,
-}
-"""Defaults of ``Qwen3VLVideoProcessor`` for what a checkpoint leaves out."""
-
-_FIXED = {"resample": 3, "do_resize": True, "do_rescale": True, "do_normalize": True}
-"""Settings this pipeline implements in one way only."""
-
-
-def locate_checkpoint(model: str, revision: str | None = None) -> Path:
-    """The local directory of a checkpoint; a hub id is downloaded once into the hub's cache.
-
-    Raises:
-        ModelError: neither a checkpoint directory nor a hub id that can be reached.
-    """
-    directory = Path(model).expanduser()
-    if directory.is_dir():
-        if not (directory / "config.json").is_file():
-            raise ModelError(
-                f"model directory {model!r} has no config.json; expected a checkpoint folder as "
-                "save_pretrained writes it"
-            )
-        return directory.resolve()
-    if model.count("/") != 1 or model.startswith((".", "/", "~")):
-        raise ModelError(
-            f"model {model!r} is neither an existing directory nor a hub id of the form owner/name"
-        )
-    try:
-        patterns = ["*.json", "*.safetensors", "*.jinja", "*.txt"]
-        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
-    except Exception as error:  # the hub client raises many kinds; all mean the same to the caller
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise ModelError(
-            f"model {model!r} is no local directory and the hub does not give it: {first_line}"
-        ) from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read one JSON object of a checkpoint.
-
-    Raises:
-        ModelError: missing, unreadable, or not an object.
-    """
-    try:
-        body = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"checkpoint file {path} cannot be read: {error}") from error
-    if not isinstance(body, dict):
-        raise ModelError(f"checkpoint file {path} must hold a JSON object, found {type(body)}")
-    return body
-
-
-def resolve_preprocess(
-    directory: Path, patches: PatchGeometry, overrides: PreprocessConfig
-) -> ResolvedPreprocess:
-    """The video processor's settings of a checkpoint with the build's overrides applied.
-
-    Read in transformers' own order: nested ``processor_config.json``, then
-    ``video_preprocessor_config.json``, then ``preprocessor_config.json``, then class defaults.
-
-    Raises:
-        ModelError: settings this pipeline does not implement, or that contradict the encoder.
-    """
-    found = {**_CLASS_DEFAULTS, **_processor_settings(directory)}
-    for name, expected in _FIXED.items():
-        if found.get(name, expected) not in (expected, None):
-            raise ModelError(
-                f"{directory}: the video processor has {name} = {found[name]!r}; only {expected!r} "
-                "is supported"
-            )
-    geometry = {
-        "patch_size": patches.patch_size,
-        "temporal_patch_size": patches.temporal_patch_size,
-        "merge_size": patches.spatial_merge_size,
-    }
-    for name, expected in geometry.items():
-        if found.get(name, expected) != expected:
-            raise ModelError(
-                f"{directory}: the video processor has {name} = {found[name]!r}, the vision "
-                f"encoder {expected!r}; the checkpoint contradicts itself"
-            )
-    size = found["size"]
-    low = overrides.min_pixels or size["shortest_edge"]
-    high = overrides.max_pixels or size["longest_edge"]
-    if low > high:
-        raise ConfigError(
-            f"preprocess.min_pixels = {low} is above preprocess.max_pixels = {high}; expected a "
-            "smaller or equal number"
-        )
-    return ResolvedPreprocess(
-        min_pixels=low,
-        max_pixels=high,
-        cap_pixels_per_frame=overrides.cap_pixels_per_frame,
-        max_video_tokens=found["max_video_tokens"],
-        image_mean=tuple(found["image_mean"]),
-        image_std=tuple(found["image_std"]),
-    )
-
-
-def _processor_settings(directory: Path) -> dict[str, Any]:
-    nested = directory / "processor_config.json"
-    if nested.is_file() and isinstance(settings := read_json(nested).get("video_processor"), dict):
-        return settings
-    for name in _PROCESSOR_FILES:
-        if (directory / name).is_file():
-            return read_json(directory / name)
-    return {}
 
 
 def load_tokenizer(model: str, revision: str | None = None) -> PreTrainedTokenizerBase:

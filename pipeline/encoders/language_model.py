@@ -6,14 +6,9 @@ from typing import Any
 from transformers import AutoModelForImageTextToText, PreTrainedTokenizerBase
 
 from pipeline.dtypes import TORCH_DTYPES
-from pipeline.encoders.checkpoint import (
-    digest_tokenizer,
-    load_tokenizer,
-    locate_checkpoint,
-    quiet_loading,
-    read_json,
-)
+from pipeline.encoders.checkpoint import digest_tokenizer, load_tokenizer, quiet_loading
 from pipeline.encoders.qwen3_vl import digest_tower, resolve_device
+from pipeline.model_folder import locate_checkpoint, read_json
 from schemas.errors import ModelError
 from schemas.manifest import EncoderIdentity
 

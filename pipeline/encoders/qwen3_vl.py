@@ -23,15 +23,14 @@ from pipeline.encoders.checkpoint import (
     check_markers,
     digest_tokenizer,
     load_tokenizer,
-    locate_checkpoint,
     quiet_loading,
-    read_json,
-    resolve_preprocess,
 )
 from pipeline.encoders.packing import FrameSpan, plan_calls
 from pipeline.encoders.tokens import VisualTokens
+from pipeline.model_folder import locate_checkpoint, read_json
 from pipeline.preprocess import normalize, patchify, resize_frames, target_size
-from schemas.config import EncoderConfig, PreprocessConfig
+from pipeline.processor import ProcessorSettings, resolve_settings
+from schemas.config import EncoderConfig, PreprocessConfig, SamplingConfig
 from schemas.errors import ModelError
 from schemas.grid import PatchGeometry
 from schemas.manifest import EncoderIdentity, ResolvedPreprocess
@@ -75,14 +74,14 @@ class Qwen3VLEncoder:
         tokenizer: PreTrainedTokenizerBase,
         *,
         model_type: str,
-        preprocess: ResolvedPreprocess,
+        settings: ProcessorSettings,
         max_patches_per_call: int,
         revision: str = "",
     ) -> None:
         self._tower = tower.eval()
         self._max_patches = max_patches_per_call
         self.tokenizer = tokenizer
-        self.preprocess = preprocess
+        self.settings = settings
         self.revision = revision
         self.patches = patch_geometry(tower)
         self.identity = EncoderIdentity(
@@ -94,6 +93,10 @@ class Qwen3VLEncoder:
             num_deepstack=len(tower.config.deepstack_visual_indexes),
             patches=self.patches,
         )
+
+    @property
+    def preprocess(self) -> ResolvedPreprocess:
+        return self.settings.preprocess
 
     @property
     def device(self) -> torch.device:
@@ -151,12 +154,20 @@ class Qwen3VLEncoder:
 
 
 def load_encoder(
-    config: EncoderConfig, preprocess: PreprocessConfig | None = None
+    config: EncoderConfig,
+    preprocess: PreprocessConfig | None = None,
+    sampling: SamplingConfig | None = None,
 ) -> Qwen3VLEncoder:
     """Load the vision tower of a checkpoint and what belongs to it.
 
+    Args:
+        config: which checkpoint, and where it runs.
+        preprocess: what overrides the checkpoint's own settings.
+        sampling: likewise; for ``Qwen3VLEncoder.settings`` alone, an encoder samples nothing.
+
     Raises:
-        ModelError: no such checkpoint, another architecture, missing weights, or no such device.
+        ModelError: no such checkpoint, another architecture, missing weights, settings of its
+            processor that cannot be honoured, or no such device.
     """
     directory = locate_checkpoint(config.model, config.revision)
     model_type = str(read_json(directory / "config.json").get("model_type"))
@@ -166,14 +177,15 @@ def load_encoder(
             f"{', '.join(VISION_TOWERS)}"
         )
     tower = _load_tower(directory, model_type, config)
-    overrides = preprocess or PreprocessConfig()
     tokenizer = load_tokenizer(str(directory))
     check_markers(directory, tokenizer)
     return Qwen3VLEncoder(
         tower,
         tokenizer,
         model_type=model_type,
-        preprocess=resolve_preprocess(directory, patch_geometry(tower), overrides),
+        settings=resolve_settings(
+            directory, sampling=sampling, preprocess=preprocess, patches=patch_geometry(tower)
+        ),
         max_patches_per_call=config.max_patches_per_call,
         revision=directory.name if directory.parent.name == "snapshots" else "",
     )

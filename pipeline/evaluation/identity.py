@@ -8,8 +8,8 @@ from pathlib import Path
 import xxhash
 
 from pipeline.cache import TokenCache
-from pipeline.encoders.checkpoint import locate_checkpoint
 from pipeline.evaluation.questions import Question
+from pipeline.model_folder import locate_checkpoint
 from schemas.errors import ModelError
 
 _SUFFIXES = frozenset({".json", ".safetensors", ".jinja", ".txt"})

@@ -78,6 +78,7 @@ def _encode_again(
             dtype=str(TORCH_DTYPES[manifest.encoder.dtype]).removeprefix("torch."),
         ),
         PreprocessConfig(settings.min_pixels, settings.max_pixels, settings.cap_pixels_per_frame),
+        manifest.sampling,
     )
     if (encoder.identity, encoder.preprocess) != (manifest.encoder, settings):
         raise CacheMismatchError(

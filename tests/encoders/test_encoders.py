@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from pipeline.encoders import load_encoder, load_tokenizer
-from pipeline.encoders.checkpoint import locate_checkpoint, most_positions, quiet_loading
+from pipeline.encoders.checkpoint import most_positions, quiet_loading
 from pipeline.encoders.language_model import load_language_model, load_matching_tokenizer
 from pipeline.encoders.packing import FrameSpan, plan_calls
 from pipeline.encoders.tiny import write_tiny_checkpoint
+from pipeline.model_folder import locate_checkpoint
 from schemas.config import EncoderConfig, PreprocessConfig
 from schemas.errors import ConfigError, ModelError
 from tests.synthetic import REPOSITORY, encode_clip, pattern_frames
@@ -113,25 +114,6 @@ def test_missing_vision_weights_are_an_error_and_not_random(tmp_path, tiny_check
     del weights["model.visual.blocks.1.mlp.linear_fc1.weight"]
     save_file(weights, directory / "model.safetensors", {"format": "pt"})
     with pytest.raises(ModelError, match="missing or misshapen"):
-        encoder_for(directory)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"patch_size": 14}, "contradicts itself"),
-        ({"resample": 2}, "resample = 2"),
-        ({"do_resize": False}, "do_resize = False"),
-    ],
-    ids=str,
-)
-def test_processor_settings_that_are_not_implemented_are_refused(
-    tmp_path, tiny_checkpoint, change, message
-):
-    directory = shutil.copytree(tiny_checkpoint, tmp_path / "model")
-    path = directory / "video_preprocessor_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
-    with pytest.raises(ModelError, match=message):
         encoder_for(directory)
 
 

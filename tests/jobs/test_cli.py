@@ -52,8 +52,8 @@ def test_the_flags_of_build_are_frozen():
     flags = {option for p in cli.commands["build"].params for option in p.opts if option[0] == "-"}
     assert " ".join(sorted(flags)) == (
         "--address --budget --config --cpus-per-worker --decoder --device --dtype --encoding --fps "
-        "--fusion --gpus-per-worker --json --limit --max-failures --max-frames --model --out "
-        "--retry-failed --runner --threshold --window --workers"
+        "--fusion --gpus-per-worker --json --limit --max-failures --max-frames --model "
+        "--num-frames --out --retry-failed --runner --threshold --window --workers"
     )
 
 
@@ -86,6 +86,10 @@ def test_the_reference_in_the_docs_is_the_commands_own_help():
     [
         ["--help"],
         ["plan", "{videos}", "--out", "{cache}", "--fps", "4", "--threshold", str(THRESHOLD)],
+        [
+            *("plan", "{videos}", "--out", "{cache}", "--model", "{model}"),
+            *("--fps", "4", "--threshold", str(THRESHOLD)),
+        ],
         ["status", "{cache}"],
         ["query", "{cache}", "keep_ratio < 2"],
         ["compact", "{cache}", "--dry-run"],
@@ -94,7 +98,7 @@ def test_the_reference_in_the_docs_is_the_commands_own_help():
 )
 def test_light_verbs_import_neither_torch_nor_ray_nor_transformers(demo, arguments):
     root, _ = demo
-    places = {"videos": root / "videos", "cache": root / "cache"}
+    places = {name: root / name for name in ("videos", "cache", "model")}
     arguments = [argument.format(**places) for argument in arguments]
     code = (
         "import sys, tokenreel\n"
