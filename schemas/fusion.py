@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Self
 
-from schemas.checks import make_floats, require
+from schemas.checks import make_floats, plain_number, require
 
 FUSION_ORDERS = ("chronological", "anchor_first")
 
@@ -181,6 +181,7 @@ class FusionConfig:
 
     def __post_init__(self) -> None:
         make_floats(self, "threshold", "spatial_threshold")
+        object.__setattr__(self, "budget", plain_number(self.budget))
         require(self.method in METHODS, "fusion.method", self.method, f"one of {tuple(METHODS)}")
         for name in ("threshold", "spatial_threshold"):
             value = getattr(self, name)
@@ -246,7 +247,7 @@ class FusionConfig:
 
 
 def check_budget(budget: float | int, where: str = "budget") -> None:
-    """Raise ConfigError unless ``budget`` is an int >= 1 or a float in (0, 1]."""
+    """Raise ConfigError unless ``budget`` is a whole number >= 1 or a float in (0, 1]."""
     is_number = type(budget) in (int, float)
     require(is_number, where, budget, "a whole number of tokens or a fraction in (0, 1]")
     if isinstance(budget, float):
@@ -258,6 +259,7 @@ def check_budget(budget: float | int, where: str = "budget") -> None:
 
 def budget_tokens(budget: float | int, num_tokens: int) -> int:
     """Tokens that ``budget`` grants a video of ``num_tokens``: at least 1, never more than all."""
+    budget = plain_number(budget)
     check_budget(budget)
     granted = int(budget * num_tokens + _WHOLE) if isinstance(budget, float) else budget
     return max(1, min(granted, num_tokens))

@@ -14,6 +14,9 @@ from schemas.fusion import FusionConfig
 from schemas.grid import PatchGeometry
 from schemas.index import FORMAT_VERSION
 
+IMPORTED = "sttm import"
+"""What stands for the decoder, in manifests and rows, where another project made the features."""
+
 
 @dataclass(frozen=True, slots=True)
 class EncoderIdentity:
@@ -85,6 +88,11 @@ class Manifest:
         del values["about"]
         values["fusion"] = self.fusion.identity()
         return dict(json.loads(json.dumps(values)))
+
+    @property
+    def is_imported(self) -> bool:
+        """Whether another project made the features, so that nobody here saw the weights."""
+        return self.decode.decoder == IMPORTED
 
     @property
     def fingerprint(self) -> str:

@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,7 +17,7 @@ from pipeline.positions import timestamp_text
 from schemas.config import PreprocessConfig
 from schemas.errors import ConfigError, ModelError
 from schemas.grid import PatchGeometry
-from schemas.manifest import ResolvedPreprocess
+from schemas.manifest import EncoderIdentity, Manifest, ResolvedPreprocess
 
 _PROCESSOR_FILES = ("video_preprocessor_config.json", "preprocessor_config.json")
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
@@ -31,6 +32,39 @@ _CLASS_DEFAULTS: dict[str, Any] = {
 
 _FIXED = {"resample": 3, "do_resize": True, "do_rescale": True, "do_normalize": True}
 """Settings this pipeline implements in one way only."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The model that answers: its name, its revision on the hub, and where it lies."""
+
+    name: str
+    revision: str | None
+    directory: Path
+
+
+def find_checkpoint(manifest: Manifest, model: str | None, *, where: str) -> Checkpoint:
+    """The checkpoint to use with a cache: ``model``, or the one that its manifest names.
+
+    Args:
+        manifest: of the cache.
+        model: local directory or hub id.
+        where: the cache, for messages.
+
+    Raises:
+        ConfigError: neither says.
+        ModelError: it cannot be found.
+    """
+    name, revision = manifest.checkpoint(model, where=where)
+    try:
+        return Checkpoint(name, revision, locate_checkpoint(name, revision))
+    except ModelError as error:
+        if model is not None:
+            raise
+        raise ModelError(
+            f"{error}; {where} names it as the model that made it: where it has moved, give its "
+            "place with --model"
+        ) from error
 
 
 def locate_checkpoint(model: str, revision: str | None = None) -> Path:
@@ -55,10 +89,15 @@ def locate_checkpoint(model: str, revision: str | None = None) -> Path:
         patterns = ["*.json", "*.safetensors", "*.jinja", "*.txt"]
         return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
     except Exception as error:  # the hub client raises many kinds; all mean the same to the caller
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise ModelError(
-            f"model {model!r} is no local directory and the hub does not give it: {first_line}"
+            f"model {model!r} is no local directory and the hub does not give it: "
+            f"{first_line(error)}"
         ) from error
+
+
+def first_line(error: Exception) -> str:
+    """What a foreign library says, in one line."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -148,7 +187,9 @@ def load_tokenizer(model: str, revision: str | None = None) -> PreTrainedTokeniz
     try:
         return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(directory))
     except Exception as error:  # any failure of a foreign loader means the same to the caller
-        raise ModelError(f"{directory}: the tokenizer cannot be loaded: {error}") from error
+        raise ModelError(
+            f"{directory}: the tokenizer cannot be loaded: {first_line(error)}"
+        ) from error
 
 
 def check_markers(directory: Path, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -170,10 +211,21 @@ def most_positions(directory: Path) -> int | None:
     return text.get("max_position_embeddings") if isinstance(text, dict) else None
 
 
+def check_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, encoder: EncoderIdentity, name: str
+) -> None:
+    """Raise ModelError unless it writes timestamps and video markers as a cache has them."""
+    if digest_tokenizer(tokenizer) != encoder.tokenizer_digest:
+        raise ModelError(
+            f"{name}: its tokenizer writes timestamps or video markers with other ids than this "
+            "cache; give the checkpoint the cache was built with"
+        )
+
+
 def digest_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
     """sha256 over the ids that enter the cache: timestamps and the video markers."""
     texts = [timestamp_text(value) for value in (0.0, 0.25, 1.5, 9.9, 12.3, 678.4, 3599.5)]
-    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    ids = list(tokenizer(texts, add_special_tokens=False)["input_ids"])
     markers = ("<|vision_start|>", "<|vision_end|>", "<|video_pad|>")
     ids.append([tokenizer.convert_tokens_to_ids(marker) for marker in markers])
     return hashlib.sha256(json.dumps(ids).encode()).hexdigest()
