@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 from huggingface_hub import snapshot_download
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -211,11 +212,21 @@ def most_positions(directory: Path) -> int | None:
     return text.get("max_position_embeddings") if isinstance(text, dict) else None
 
 
+_tokenizer_digests: WeakKeyDictionary[PreTrainedTokenizerBase, dict[int, str]] = WeakKeyDictionary()
+
+
 def check_tokenizer(
     tokenizer: PreTrainedTokenizerBase, encoder: EncoderIdentity, name: str
 ) -> None:
-    """Raise ModelError unless it writes timestamps and video markers as a cache has them."""
-    if digest_tokenizer(tokenizer) != encoder.tokenizer_digest:
+    """Raise ModelError unless it writes timestamps and video markers as a cache has them.
+
+    The digest is kept for each tokenizer while its vocabulary has the same size.
+    """
+    kept = _tokenizer_digests.setdefault(tokenizer, {})
+    size = len(tokenizer)
+    if size not in kept:
+        kept[size] = digest_tokenizer(tokenizer)
+    if kept[size] != encoder.tokenizer_digest:
         raise ModelError(
             f"{name}: its tokenizer writes timestamps or video markers with other ids than this "
             "cache; give the checkpoint the cache was built with"

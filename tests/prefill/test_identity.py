@@ -154,6 +154,7 @@ def test_a_tokenizer_that_writes_times_otherwise_is_refused_with_the_markers_ali
     tokenizer, tiny_model, video
 ):
     other = copy.deepcopy(tokenizer)
+    video.prefill(other, QUESTION)
     other.add_tokens(["seconds"])
     for call in [
         lambda: video.prefill(other, QUESTION),

@@ -104,6 +104,13 @@ def one_process():
     torch.distributed.destroy_process_group()
 
 
+@pytest.fixture(autouse=True)
+def nothing_is_compiled():
+    """Compiled functions run as they were written, in no time."""
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
 def answers(model, tokenizer, video):
     return Session(model, tokenizer, video).ask_many(QUESTIONS, max_new_tokens=8)
 
@@ -140,8 +147,12 @@ def test_a_model_of_distributed_training_answers_as_the_model_inside(
     assert answers(replica, tokenizer, video) == expected
 
 
-def test_a_model_compiled_in_place_answers(fresh_model, tokenizer, video, tiny_model):
-    fresh_model.forward = torch.compile(fresh_model.forward, backend="eager")
+@pytest.mark.parametrize("way", ["its call", "its forward"])
+def test_a_model_compiled_in_place_answers(fresh_model, tokenizer, video, tiny_model, way):
+    if way == "its call":
+        fresh_model.compile()
+    else:
+        fresh_model.forward = torch.compile(fresh_model.forward)
     found = Session(fresh_model, tokenizer, video).ask("Who?", max_new_tokens=2)
     assert found == Session(tiny_model, tokenizer, video).ask("Who?", max_new_tokens=2)
 
