@@ -33,12 +33,16 @@ def settle(
         )
     settings: Any = copy.deepcopy(given) or GenerationConfig(do_sample=False)  # type: ignore[no-untyped-call]
     _refuse_lengths_of_the_whole(settings)
-    settings.update(**own.to_dict(), defaults_only=True)
-    if settings.max_new_tokens is None:
-        settings.max_new_tokens = max_new_tokens
-    if settings.pad_token_id is None:
-        settings.pad_token_id = pad_id
-    _refuse_what_a_session_cannot(settings)
+    _refuse_what_a_session_cannot(settings, own)
+    defaults = {
+        "max_new_tokens": max_new_tokens,
+        "pad_token_id": pad_id,
+        "eos_token_id": own.eos_token_id,
+        "num_beams": own.num_beams,
+    }
+    for name, value in defaults.items():
+        if getattr(settings, name) is None:
+            setattr(settings, name, value)
     return cast(GenerationConfig, settings)
 
 
@@ -53,7 +57,7 @@ def _refuse_lengths_of_the_whole(given: Any) -> None:
             )
 
 
-def _refuse_what_a_session_cannot(settings: Any) -> None:
+def _refuse_what_a_session_cannot(given: Any, own: Any) -> None:
     reasons = {
         "cache_implementation": (None, "a session keeps a KV cache of its own"),
         "use_cache": (True, "a session answers from a KV cache"),
@@ -61,6 +65,8 @@ def _refuse_what_a_session_cannot(settings: Any) -> None:
         "prompt_lookup_num_tokens": (None, "a session copies its KV cache and never crops it"),
     }
     for name, (possible, reason) in reasons.items():
-        value = getattr(settings, name)
+        value = getattr(given, name)
+        if value is None:
+            value = getattr(own, name)
         if value is not None and value != possible:
             raise PrefillError(f"{reason}, got {name} = {value!r}; {_INSTEAD}")

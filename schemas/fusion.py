@@ -181,17 +181,21 @@ class FusionConfig:
 
     def __post_init__(self) -> None:
         make_floats(self, "threshold", "spatial_threshold")
-        object.__setattr__(self, "budget", plain_number(self.budget))
+        for name in ("budget", "window", "seed"):
+            object.__setattr__(self, name, plain_number(getattr(self, name)))
         require(self.method in METHODS, "fusion.method", self.method, f"one of {tuple(METHODS)}")
         for name in ("threshold", "spatial_threshold"):
             value = getattr(self, name)
-            require(value is None or -1 < value <= 1, f"fusion.{name}", value, "in (-1, 1]")
+            fits = value is None or (type(value) is float and -1 < value <= 1)
+            require(fits, f"fusion.{name}", value, "a number in (-1, 1]")
         spatial = self.spatial_threshold
         is_used = spatial is None or self.abilities.spatial_threshold is not None
         require(is_used, "fusion.spatial_threshold", spatial, "method 'sttm' with it")
-        require(self.window in (1, 3, 5, 7), "fusion.window", self.window, "1, 3, 5 or 7")
+        fits = type(self.window) is int and self.window in (1, 3, 5, 7)
+        require(fits, "fusion.window", self.window, "1, 3, 5 or 7")
         require(self.order in FUSION_ORDERS, "fusion.order", self.order, f"one of {FUSION_ORDERS}")
-        require(0 <= self.seed < 2**63, "fusion.seed", self.seed, "in [0, 2**63)")
+        fits = type(self.seed) is int and 0 <= self.seed < 2**63
+        require(fits, "fusion.seed", self.seed, "a whole number in [0, 2**63)")
         if self.budget is not None:
             check_budget(self.budget, "fusion.budget")
 
