@@ -44,8 +44,8 @@ class VisionFiles:
     first_weights: Tensor
 
 
-_known: WeakKeyDictionary[Any, dict[tuple[str | None, str], VisionFiles]] = WeakKeyDictionary()
-"""What was read for a model, by the checkpoint that was named for it and the type of the cache."""
+_known: WeakKeyDictionary[Any, dict[tuple[object, ...], VisionFiles]] = WeakKeyDictionary()
+"""What was read for a model, by where it was read and the type of the cache."""
 
 
 def require_made_by(model: Any, manifest: Manifest, *, checkpoint: str | None = None) -> None:
@@ -67,12 +67,12 @@ def require_made_by(model: Any, manifest: Manifest, *, checkpoint: str | None = 
     if manifest.is_imported:
         return
     kept = _known.setdefault(model, {})
-    key = checkpoint, encoder.dtype
+    key = checkpoint, manifest.about.get("revision"), _name(model), encoder.dtype
     if key not in kept:
         kept[key] = _read_files_of(model, manifest, checkpoint)
     if kept[key].digest != encoder.weights_digest:
-        name = checkpoint or model.config._name_or_path
-        raise ModelError(_other_weights(str(name), encoder, manifest.about.get("model")))
+        name = checkpoint or _name(model)
+        raise ModelError(_other_weights(name, encoder, manifest.about.get("model")))
 
 
 def require_vision_files(directory: Path, encoder: EncoderIdentity) -> None:
@@ -133,13 +133,17 @@ def _read_files_of(model: Any, manifest: Manifest, checkpoint: str | None) -> Vi
     if checkpoint is not None:
         found = find_checkpoint(manifest, checkpoint, where="the cache")
         return read_vision_files(found.directory, manifest.encoder)
-    files = read_vision_files(_origin(model), manifest.encoder)
+    directory = _origin(model)
+    try:
+        files = read_vision_files(directory, manifest.encoder)
+    except ModelError as error:
+        raise ModelError(f"{error}; or {_NAME_IT}") from error
     live = _first_weights(getattr(model.model, "visual", None))
     if live.shape == files.first_weights.shape:
         apart = (live - files.first_weights).norm() / files.first_weights.norm()
         if not apart < _MOST_APART:
             raise ModelError(
-                f"the model has the name {model.config._name_or_path!r} and not the weights of "
+                f"the model has the name {_name(model)!r} and not the weights of "
                 f"that checkpoint, as one that was built from a configuration; {_NAME_IT}"
             )
     return files
@@ -148,9 +152,14 @@ def _read_files_of(model: Any, manifest: Manifest, checkpoint: str | None) -> Vi
 _NAME_IT = "name the checkpoint it is of: Session(..., checkpoint='folder or hub id')"
 
 
+def _name(model: Any) -> str:
+    """The folder or hub id a model was loaded under, "" where it does not say."""
+    return str(getattr(model.config, "_name_or_path", "") or "")
+
+
 def _origin(model: Any) -> Path:
     """The folder a model was loaded from: local, or a snapshot in the hub's cache."""
-    name = str(getattr(model.config, "_name_or_path", "") or "")
+    name = _name(model)
     if not name:
         raise ModelError(f"the model does not say where it was loaded from; {_NAME_IT}")
     directory = Path(name).expanduser()

@@ -35,7 +35,7 @@ def find_model(given: Any) -> AnsweringModel:
     """The transformers model that takes cached tokens, wherever it is inside ``given``.
 
     Raises:
-        ModelError: no such model is found, or an adapter that only reads prompts of its own.
+        ModelError: no such model is found, or an adapter that puts columns before the prompt.
     """
     if not isinstance(given, torch.nn.Module):
         raise ModelError(_no_model(given))

@@ -270,6 +270,7 @@ def test_a_checkpoint_without_its_vision_weights_is_refused(copied, tokenizer, v
     save_file(tensors, path, {"format": "pt"})
     message = refusal(ModelError, lambda: Session(model, tokenizer, video))
     assert "weights of the vision encoder are missing" in message
+    assert "or name the checkpoint it is of: Session(..., checkpoint=" in message
 
 
 def test_the_weights_are_read_once_for_a_model_and_once_for_the_same_files(
@@ -291,6 +292,18 @@ def test_the_weights_are_read_once_for_a_model_and_once_for_the_same_files(
     message = refusal(ModelError, lambda: Session(load(copied), tokenizer, video))
     assert "not those that made this cache" in message
     assert len(reads) == 2
+
+
+def test_a_known_model_stays_known_without_its_folder_and_not_under_another_name(
+    copied, tokenizer, video
+):
+    model = load(copied)
+    Session(model, tokenizer, video)
+    shutil.rmtree(copied)
+    Session(model, tokenizer, video)
+    model.config._name_or_path = ""
+    message = refusal(ModelError, lambda: Session(model, tokenizer, video))
+    assert "the model does not say where it was loaded from" in message
 
 
 def test_what_is_known_of_a_model_does_not_keep_it_alive(copied, tokenizer, video):
