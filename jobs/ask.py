@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pipeline.cache import open_cache
+from pipeline.encoders.checkpoint import find_checkpoint
 from pipeline.encoders.language_model import load_language_model, load_matching_tokenizer
 from pipeline.session import Session
 from pipeline.storage import Location
@@ -69,11 +70,11 @@ def ask_cache(
     """
     cache = open_cache(location)
     video = cache.load(video_id, budget=budget, threshold=threshold)
-    name, revision = cache.manifest.checkpoint(model, where=cache.storage.location)
-    language_model = load_language_model(
-        name, cache.manifest.encoder, device=device, revision=revision
-    )
-    tokenizer = load_matching_tokenizer(name, cache.manifest.encoder, revision=revision)
+    encoder = cache.manifest.encoder
+    checkpoint = find_checkpoint(cache.manifest, model, where=cache.storage.location)
+    directory = str(checkpoint.directory)
+    language_model = load_language_model(directory, encoder, device=device)
+    tokenizer = load_matching_tokenizer(directory, encoder)
     session = Session(language_model, tokenizer, video)
     for question in questions:
         started = time.perf_counter()

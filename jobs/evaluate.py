@@ -10,16 +10,11 @@ from typing import Any
 
 from jobs.eval_progress import EvalProgress
 from pipeline.cache import TokenCache, open_cache
-from pipeline.encoders.checkpoint import most_positions
+from pipeline.encoders.checkpoint import Checkpoint, find_checkpoint, most_positions
 from pipeline.encoders.language_model import load_language_model, load_matching_tokenizer
 from pipeline.encoders.qwen3_vl import resolve_device
 from pipeline.evaluation.answers import DEFAULT_MANNER, Manner, check_prompts
-from pipeline.evaluation.identity import (
-    Checkpoint,
-    digest_checkpoint,
-    digest_questions,
-    find_checkpoint,
-)
+from pipeline.evaluation.identity import digest_checkpoint, digest_questions
 from pipeline.evaluation.intervals import CONFIDENCE, RESAMPLES
 from pipeline.evaluation.journal import Journal
 from pipeline.evaluation.naming import match_videos
@@ -99,7 +94,7 @@ def evaluate(
     _tell(written, questions, missing, say)
     readings = all_readings(budgets, thresholds)
     check_readings(readings, cache, questions)
-    checkpoint = find_checkpoint(cache, model)
+    checkpoint = find_checkpoint(cache.manifest, model, where=cache.storage.location)
     depends_on = _depends_on(written, cache, checkpoint, device, manner)
     with Journal(folder, depends_on) as journal:
         todo = unanswered(questions, readings, cache, journal)

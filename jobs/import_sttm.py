@@ -13,7 +13,7 @@ from jobs.committer import Entry, entry_bytes
 from jobs.events import Assembled, Committed, Event
 from jobs.plan import BuildPlan, make_plan
 from jobs.progress import Progress, Tally
-from jobs.sttm_importer import DECODER, RULE_VERSION, SttmImporter
+from jobs.sttm_importer import RULE_VERSION, SttmImporter
 from jobs.sttm_source import SttmSource
 from pipeline.dtypes import STORAGE_DTYPES
 from pipeline.fusion import check_settings
@@ -26,7 +26,13 @@ from pipeline.sttm import read_features
 from schemas.config import StoreConfig
 from schemas.errors import CorpusError, ModelError, TokenreelError
 from schemas.fusion import FusionConfig
-from schemas.manifest import DecoderIdentity, EncoderIdentity, Manifest, ResolvedPreprocess
+from schemas.manifest import (
+    IMPORTED,
+    DecoderIdentity,
+    EncoderIdentity,
+    Manifest,
+    ResolvedPreprocess,
+)
 from schemas.video import VideoRef
 
 
@@ -111,7 +117,7 @@ def _make_manifest(source: SttmSource, fusion: FusionConfig, dtype: str, width: 
         ),
         sampling=source.sampling,
         preprocess=ResolvedPreprocess(0, 0, False, 0, (0.0, 0.0, 0.0), (0.0, 0.0, 0.0)),
-        decode=DecoderIdentity(DECODER, {"rule": RULE_VERSION}),
+        decode=DecoderIdentity(IMPORTED, {"rule": RULE_VERSION}),
         fusion=fusion,
         about={
             "imported_from": f"STTM features, {source.folder.absolute()}",

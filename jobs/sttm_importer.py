@@ -28,10 +28,7 @@ from pipeline.sttm import (
 )
 from pipeline.sttm_prompt import video_stretch
 from schemas.errors import PreprocessError
-from schemas.manifest import Manifest
-
-DECODER = "sttm import"
-"""What stands for the decoder in rows and in the manifest."""
+from schemas.manifest import IMPORTED, Manifest
 
 RULE_VERSION = "1"
 """Another number when the same files would give other records."""
@@ -77,7 +74,7 @@ class SttmImporter:
         kept = plan.apply(tokens)
         fuse_seconds = time.perf_counter() - started - read_seconds
         stretch = video_stretch(grid, plan.keep_index, rule)
-        parts = (content, self._fingerprint, DECODER, RULE_VERSION)
+        parts = (content, self._fingerprint, IMPORTED, RULE_VERSION)
         record = pack_record(
             key=hashlib.sha256("\n".join(parts).encode()).hexdigest(),
             features=kept,
@@ -111,7 +108,7 @@ class SttmImporter:
             "content_sha256": content,
             "duration_seconds": metadata.duration_seconds,
             "num_frames": metadata.num_frames,
-            "decoder": DECODER,
+            "decoder": IMPORTED,
             "decoder_version": RULE_VERSION,
         }
 

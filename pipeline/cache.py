@@ -148,7 +148,9 @@ class TokenCache:
             features, order = read_features(
                 reader, num_rows, memory=self._memory, out=out, device=device
             )
-        video = assemble_video(row, reader.head, features, order, bytes_read=reader.bytes_read)
+        video = assemble_video(
+            row, self.manifest, reader.head, features, order, bytes_read=reader.bytes_read
+        )
         if str(device) == "cpu":
             return video
         return video.to(device, non_blocking=out is None and features.is_pinned())

@@ -5,20 +5,19 @@ Features enter a transformers model through its declared ``mm_encoder_outputs`` 
 positions and answers wrongly without an error.
 """
 
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 
-from schemas.errors import ModelError, PrefillError
-
-if TYPE_CHECKING:
-    from pipeline.cache import CachedVideo
+from pipeline.encoders.checkpoint import check_tokenizer
+from pipeline.prompt_arguments import as_tokenizer, as_videos, check_texts
+from pipeline.store.video import CachedVideo
+from schemas.errors import PrefillError
 
 VIDEO_PAD = "<|video_pad|>"
 
@@ -84,8 +83,8 @@ class PrefillInputs(Mapping[str, Any]):
 
 
 def build_prefill(
-    videos: Sequence["CachedVideo"],
-    tokenizer: PreTrainedTokenizerBase,
+    videos: CachedVideo | Sequence[CachedVideo],
+    tokenizer: PreTrainedTokenizerBase | ProcessorMixin,
     question: str,
     *,
     system: str | None = None,
@@ -93,16 +92,24 @@ def build_prefill(
     """Build the inputs for one question about one or more cached videos, in the order given.
 
     The text around the videos comes from the tokenizer's chat template, as for the uncompressed
-    prompt; each video's stretch and positions come from the cache.
+    prompt; each video's stretch and positions come from the cache. No model is seen here: whether
+    it is the one that made the cache is for ``Session`` to check, or for whoever runs it.
+
+    Args:
+        videos: loaded from caches of one encoder.
+        tokenizer: of the checkpoint that made them, or its processor.
+        question: text.
+        system: text before the videos.
 
     Raises:
-        PrefillError: no chat template, one without a place for videos, a special token inside the
-            question, videos from encoders of different width, or of another family than the
-            tokenizer's.
+        PrefillError: arguments of another kind, no chat template, one without a place for videos, a
+            special token inside the question, videos of different encoders, or of another family
+            than the tokenizer's.
+        ModelError: the tokenizer writes timestamps or markers with other ids than the cache.
     """
-    _check_placeholders(videos, tokenizer)
+    videos, tokenizer = as_videos(videos), as_tokenizer(tokenizer)
+    check_belonging(videos, tokenizer)
     parts = split_prompt(tokenizer, question, num_videos=len(videos), system=system)
-    _check_same_encoder(videos)
     ids: list[Tensor] = []
     positions: list[Tensor] = []
     position = 0
@@ -139,6 +146,7 @@ def split_prompt(
     """
     if num_videos < 1:
         raise PrefillError("a prefill needs at least one video, got none")
+    check_texts(question, system)
     for text in filter(None, (question, system)):
         special = next((t for t in _special_tokens(tokenizer) if t in text), None)
         if special is not None:
@@ -173,15 +181,6 @@ def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
     return {VIDEO_PAD, "<|image_pad|>", *(str(token) for token in added if token.special)}
 
 
-def require_encoder_outputs(model: Any) -> None:
-    """Raise ModelError unless the model's forward declares ``mm_encoder_outputs``."""
-    if "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
-        raise ModelError(
-            f"{type(model).__name__} takes no mm_encoder_outputs, so cached tokens cannot enter "
-            "it; use transformers >= 5.18 and a ForConditionalGeneration class"
-        )
-
-
 def _append_text(
     ids: list[Tensor], positions: list[Tensor], text: Sequence[int], position: int
 ) -> int:
@@ -190,18 +189,48 @@ def _append_text(
     return position + len(text)
 
 
-def _check_same_encoder(videos: Sequence["CachedVideo"]) -> None:
-    found = {(video.hidden_size, video.num_deepstack, video.features.dtype) for video in videos}
-    if len(found) > 1:
-        raise PrefillError(
-            f"the videos come from different encoders (width, DeepStack layers, type): "
-            f"{sorted(map(str, found))}; use videos of one cache"
+def check_belonging(videos: Sequence[CachedVideo], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise unless one encoder made all of these videos, and this tokenizer is of its checkpoint.
+
+    Raises:
+        PrefillError: several encoders, or a tokenizer of another family.
+        ModelError: a tokenizer that writes timestamps or markers with other ids.
+    """
+    _check_same_encoder(videos)
+    _check_placeholders(videos, tokenizer)
+    manifest = videos[0].manifest
+    if not manifest.is_imported:
+        check_tokenizer(tokenizer, manifest.encoder, repr(tokenizer.name_or_path))
+
+
+def _check_same_encoder(videos: Sequence[CachedVideo]) -> None:
+    for video in videos[1:]:
+        mine, first = (_encoder_of(each) for each in (video, videos[0]))
+        differing = ", ".join(
+            f"{name} {theirs} and {value}"
+            for (name, value), theirs in zip(mine.items(), first.values(), strict=True)
+            if value != theirs
         )
+        if differing:
+            raise PrefillError(
+                f"videos {videos[0].video_id!r} and {video.video_id!r} come from different "
+                f"encoders ({differing}); use videos of caches that one checkpoint made"
+            )
 
 
-def _check_placeholders(
-    videos: Sequence["CachedVideo"], tokenizer: PreTrainedTokenizerBase
-) -> None:
+def _encoder_of(video: CachedVideo) -> dict[str, object]:
+    encoder = video.manifest.encoder
+    return {
+        "model type": encoder.model_type,
+        "width": video.hidden_size,
+        "DeepStack layers": video.num_deepstack,
+        "type": str(video.features.dtype),
+        "weights digest": encoder.weights_digest[:12],
+        "tokenizer digest": encoder.tokenizer_digest[:12],
+    }
+
+
+def _check_placeholders(videos: Sequence[CachedVideo], tokenizer: PreTrainedTokenizerBase) -> None:
     pad: Any = tokenizer.convert_tokens_to_ids(VIDEO_PAD)
     for video in videos:
         found = 0 if pad is None else int(torch.count_nonzero(video.input_ids == pad))

@@ -2,20 +2,24 @@
 
 import copy
 import hashlib
+import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, GenerationConfig, PreTrainedTokenizerBase
+from transformers import DynamicCache, GenerationConfig, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.cache_utils import DynamicLayer
 
-from pipeline.prefill import PrefillInputs, build_prefill, require_encoder_outputs
+from pipeline.encoders.checkpoint import first_line
+from pipeline.encoders.origin import require_made_by
+from pipeline.encoders.wrappers import adapter_state, find_model
+from pipeline.generation import settle
+from pipeline.prefill import PrefillInputs, build_prefill, check_belonging
+from pipeline.prompt_arguments import as_count, as_name, as_questions, as_tokenizer, as_videos
+from pipeline.store.video import CachedVideo
 from schemas.errors import PrefillError
-
-if TYPE_CHECKING:
-    from pipeline.cache import CachedVideo
 
 MAX_PREFIXES = 4
 """KV caches of prompt heads held at a time; the least recently used is dropped."""
@@ -27,8 +31,9 @@ class Session:
     The KV cache of the prompt up to the end of the last video is computed once per prompt head and
     copied for each question; it is never cropped, so models whose cache cannot be cropped work.
     A KV cache is found by what went into it (the videos' keys and row counts, every id and position
-    of the head, the model's weights by place and version), so it is not stale when anything of
-    that changes, weights changed in place by torch operations included (not through ``.data``).
+    of the head, the model's weights by place and version, which adapters are active), so it is not
+    stale when anything of that changes, weights changed in place by torch operations included (not
+    through ``.data``).
 
     Answers equal those of ``model.generate(**video.prefill(...))`` up to the rounding of other
     matrix shapes: about 1e-6 of the logits in float32, 2e-2 in bfloat16.
@@ -37,16 +42,34 @@ class Session:
     def __init__(
         self,
         model: Any,
-        tokenizer: PreTrainedTokenizerBase,
-        video: "CachedVideo | Sequence[CachedVideo]",
+        tokenizer: PreTrainedTokenizerBase | ProcessorMixin,
+        video: CachedVideo | Sequence[CachedVideo],
+        *,
+        checkpoint: str | os.PathLike[str] | None = None,
     ) -> None:
-        require_encoder_outputs(model)
-        self._model = model
-        self._tokenizer = tokenizer
-        self._videos = list(video) if isinstance(video, Sequence) else [video]
+        """Check that model, tokenizer and videos belong together; nothing is computed yet.
+
+        Args:
+            model: of the checkpoint that made the cache, in any floating type, with a quantised or
+                tuned language model or with adapters; also inside torch.compile, DataParallel,
+                DistributedDataParallel or PEFT.
+            tokenizer: of the same checkpoint, or its processor.
+            video: a loaded one or several, in the order of the prompt.
+            checkpoint: local directory or hub id of the model's checkpoint, for a model that does
+                not say where it was loaded from. It is believed.
+
+        Raises:
+            PrefillError: arguments of another kind or in another order, or videos of different
+                encoders.
+            ModelError: no such model, or its checkpoint did not make the cache, or is not found.
+        """
+        self._runs = find_model(model)
+        self._model = self._runs.plain
+        self._tokenizer = as_tokenizer(tokenizer)
+        self._videos = as_videos(video)
+        check_belonging(self._videos, self._tokenizer)
+        require_made_by(self._model, self._videos[0].manifest, checkpoint=as_name(checkpoint))
         self._prefixes: OrderedDict[str, Any] = OrderedDict()
-        if not self._videos:
-            raise PrefillError("a session needs at least one video, got none")
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -60,10 +83,24 @@ class Session:
         max_new_tokens: int = 64,
         generation_config: GenerationConfig | None = None,
     ) -> str:
-        """Answer one question; greedy unless a ``generation_config`` says otherwise."""
+        """Answer one question; greedy unless a ``generation_config`` says otherwise.
+
+        Args:
+            question: text.
+            system: system text before the video.
+            max_new_tokens: of the answer, where ``generation_config`` does not say.
+            generation_config: as transformers takes it, ``stop_strings`` included. What a session
+                cannot do is refused by name: another KV cache, lengths that count the prompt,
+                several answers.
+
+        Raises:
+            PrefillError: a question or a setting that cannot be used.
+            ModelError: another tokenizer than the cache's.
+        """
+        settings = self._settings(max_new_tokens, generation_config)
         inputs = self._inputs(question, system)
         past = copy.deepcopy(self._prefix(inputs))
-        return self._generate([inputs], past, max_new_tokens, generation_config)[0]
+        return self._generate([inputs], past, settings)[0]
 
     def ask_many(
         self,
@@ -78,11 +115,15 @@ class Session:
 
         Shorter questions are padded between the prefix and the question. Models whose KV cache
         holds more than keys and values (linear attention) are asked one question at a time.
+
+        Raises:
+            PrefillError: as ``ask``, before anything is asked.
         """
+        settings = self._settings(max_new_tokens, generation_config)
         answers: list[str] = []
         for batch in self._batches(questions, system, batch_size):
             past = copy.deepcopy(self._prefix(batch[0]))
-            answers += self._generate(batch, past, max_new_tokens, generation_config)
+            answers += self._generate(batch, past, settings)
         return answers
 
     def next_logits(
@@ -107,7 +148,7 @@ class Session:
             input_ids, attention_mask, position_ids = _padded(batch, self._pad_id())
             start, device = batch[0].prefix_length, self._model.device
             with torch.inference_mode():
-                output = self._model(
+                output = self._runs.runs(
                     input_ids=input_ids[:, start:].to(device),
                     attention_mask=attention_mask.to(device),
                     position_ids=position_ids[..., start:].to(device),
@@ -122,11 +163,8 @@ class Session:
         self, questions: Sequence[str], system: str | None, batch_size: int
     ) -> Iterator[list[PrefillInputs]]:
         """Prompts of at most ``batch_size`` questions each, in their order."""
-        if isinstance(questions, str):
-            raise PrefillError("expected a list of questions, got one text; use ask, or a list")
-        if batch_size < 1:
-            raise PrefillError(f"batch_size = {batch_size} is not possible: expected at least 1")
-        prompts = [self._inputs(question, system) for question in questions]
+        batch_size = as_count(batch_size, "batch_size")
+        prompts = [self._inputs(question, system) for question in as_questions(questions)]
         if not prompts:
             return
         size = batch_size if _is_plain(self._prefix(prompts[0])) else 1
@@ -143,7 +181,7 @@ class Session:
         if key not in self._prefixes:
             given = inputs.to(self._model.device, self._model.dtype)
             with torch.inference_mode():
-                output = self._model(
+                output = self._runs.runs(
                     input_ids=given.input_ids[:, :length],
                     attention_mask=torch.ones_like(given.input_ids[:, :length]),
                     position_ids=given.position_ids[..., :length],
@@ -163,6 +201,7 @@ class Session:
         for video in self._videos:
             digest.update(f"{video.selection} ".encode())
         digest.update(f"{self._model.dtype} {self._model.device} {length} ".encode())
+        digest.update(repr(adapter_state(self._model)).encode())
         for weight in self._model.parameters():
             version = 0 if weight.is_inference() else weight._version
             digest.update(f"{weight.data_ptr()} {version} ".encode())
@@ -174,39 +213,33 @@ class Session:
         self,
         batch: Sequence[PrefillInputs],
         past: Any,
-        max_new_tokens: int,
-        generation_config: GenerationConfig | None,
+        settings: GenerationConfig,
     ) -> list[str]:
-        settings = self._settings(max_new_tokens, generation_config)
         copies = len(batch) * (settings.num_beams or 1)
         if copies > 1:
             past.batch_repeat_interleave(copies)
         input_ids, attention_mask, position_ids = _padded(batch, self._pad_id())
-        with torch.inference_mode():
-            generated = self._model.generate(
-                input_ids=input_ids.to(self._model.device),
-                attention_mask=attention_mask.to(self._model.device),
-                position_ids=position_ids.to(self._model.device),
-                past_key_values=past,
-                generation_config=settings,
-            )
-        new_ids = generated[:, input_ids.shape[1] :]
+        try:
+            with torch.inference_mode():
+                generated = self._runs.generate(
+                    input_ids=input_ids.to(self._model.device),
+                    attention_mask=attention_mask.to(self._model.device),
+                    position_ids=position_ids.to(self._model.device),
+                    past_key_values=past,
+                    generation_config=settings,
+                    tokenizer=self._tokenizer,
+                )
+        except ValueError as error:
+            raise PrefillError(
+                f"transformers cannot generate with these settings: {first_line(error)}; use "
+                "model.generate(**video.prefill(...)) for what a session cannot do"
+            ) from error
+        new_ids = getattr(generated, "sequences", generated)[:, input_ids.shape[1] :]
         return list(map(str, self._tokenizer.batch_decode(new_ids, skip_special_tokens=True)))
 
-    def _settings(self, max_new_tokens: int, given: GenerationConfig | None) -> Any:
-        settings: Any = copy.deepcopy(given) or GenerationConfig(do_sample=False)  # type: ignore[no-untyped-call]
-        if (settings.num_return_sequences or 1) > 1:
-            raise PrefillError(
-                "a session gives one answer per question, got num_return_sequences = "
-                f"{settings.num_return_sequences}; use model.generate(**video.prefill(...))"
-            )
-        if settings.max_new_tokens is None:
-            settings.max_new_tokens = max_new_tokens
-        if settings.pad_token_id is None:
-            settings.pad_token_id = self._pad_id()
-        if settings.eos_token_id is None:
-            settings.eos_token_id = self._model.generation_config.eos_token_id
-        return settings
+    def _settings(self, max_new_tokens: int, given: GenerationConfig | None) -> GenerationConfig:
+        own = self._model.generation_config
+        return settle(given, own, max_new_tokens=max_new_tokens, pad_id=self._pad_id())
 
     def _pad_id(self) -> int:
         pad, end = self._tokenizer.pad_token_id, self._tokenizer.eos_token_id

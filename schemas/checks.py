@@ -1,5 +1,6 @@
 """Checks that settings share."""
 
+from numbers import Integral, Real
 from typing import Any
 
 from schemas.errors import ConfigError
@@ -11,9 +12,15 @@ def require(holds: bool, where: str, value: object, expected: str) -> None:
         raise ConfigError(f"{where} = {value!r} is not possible: expected {expected}")
 
 
+def plain_number(value: Any) -> Any:
+    """A number of any kind, numpy's among them, as Python's int or float; all else as it is."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value)
+
+
 def make_floats(record: Any, *names: str) -> None:
-    """Whole numbers given for floats become floats: 2 and 2.0 are one configuration."""
+    """Numbers given for floats become floats: 2 and 2.0 are one configuration."""
     for name in names:
-        value = getattr(record, name)
-        if type(value) is int:
-            object.__setattr__(record, name, float(value))
+        value = plain_number(getattr(record, name))
+        object.__setattr__(record, name, float(value) if type(value) is int else value)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Self
 
-from schemas.checks import make_floats, require
+from schemas.checks import make_floats, plain_number, require
 
 FUSION_ORDERS = ("chronological", "anchor_first")
 
@@ -181,16 +181,21 @@ class FusionConfig:
 
     def __post_init__(self) -> None:
         make_floats(self, "threshold", "spatial_threshold")
+        for name in ("budget", "window", "seed"):
+            object.__setattr__(self, name, plain_number(getattr(self, name)))
         require(self.method in METHODS, "fusion.method", self.method, f"one of {tuple(METHODS)}")
         for name in ("threshold", "spatial_threshold"):
             value = getattr(self, name)
-            require(value is None or -1 < value <= 1, f"fusion.{name}", value, "in (-1, 1]")
+            fits = value is None or (type(value) is float and -1 < value <= 1)
+            require(fits, f"fusion.{name}", value, "a number in (-1, 1]")
         spatial = self.spatial_threshold
         is_used = spatial is None or self.abilities.spatial_threshold is not None
         require(is_used, "fusion.spatial_threshold", spatial, "method 'sttm' with it")
-        require(self.window in (1, 3, 5, 7), "fusion.window", self.window, "1, 3, 5 or 7")
+        fits = type(self.window) is int and self.window in (1, 3, 5, 7)
+        require(fits, "fusion.window", self.window, "1, 3, 5 or 7")
         require(self.order in FUSION_ORDERS, "fusion.order", self.order, f"one of {FUSION_ORDERS}")
-        require(0 <= self.seed < 2**63, "fusion.seed", self.seed, "in [0, 2**63)")
+        fits = type(self.seed) is int and 0 <= self.seed < 2**63
+        require(fits, "fusion.seed", self.seed, "a whole number in [0, 2**63)")
         if self.budget is not None:
             check_budget(self.budget, "fusion.budget")
 
@@ -246,7 +251,7 @@ class FusionConfig:
 
 
 def check_budget(budget: float | int, where: str = "budget") -> None:
-    """Raise ConfigError unless ``budget`` is an int >= 1 or a float in (0, 1]."""
+    """Raise ConfigError unless ``budget`` is a whole number >= 1 or a float in (0, 1]."""
     is_number = type(budget) in (int, float)
     require(is_number, where, budget, "a whole number of tokens or a fraction in (0, 1]")
     if isinstance(budget, float):
@@ -258,6 +263,7 @@ def check_budget(budget: float | int, where: str = "budget") -> None:
 
 def budget_tokens(budget: float | int, num_tokens: int) -> int:
     """Tokens that ``budget`` grants a video of ``num_tokens``: at least 1, never more than all."""
+    budget = plain_number(budget)
     check_budget(budget)
     granted = int(budget * num_tokens + _WHOLE) if isinstance(budget, float) else budget
     return max(1, min(granted, num_tokens))

@@ -17,6 +17,9 @@ from schemas.index import FORMAT_VERSION
 RESCALE_FACTOR = 1 / 255
 """What pixels are multiplied with before they are normalised, by default."""
 
+IMPORTED = "sttm import"
+"""What stands for the decoder, in manifests and rows, where another project made the features."""
+
 
 @dataclass(frozen=True, slots=True)
 class EncoderIdentity:
@@ -102,6 +105,11 @@ class Manifest:
         values["preprocess"] = self.preprocess.identity()
         values["fusion"] = self.fusion.identity()
         return dict(json.loads(json.dumps(values)))
+
+    @property
+    def is_imported(self) -> bool:
+        """Whether another project made the features, so that nobody here saw the weights."""
+        return self.decode.decoder == IMPORTED
 
     @property
     def fingerprint(self) -> str:

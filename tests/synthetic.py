@@ -19,7 +19,10 @@ from pipeline.preprocess import normalize, patchify
 from pipeline.store.head import Head
 from pipeline.store.record import pack_record
 from pipeline.store.video import assemble_video
+from schemas.config import SamplingConfig
+from schemas.fusion import FusionConfig
 from schemas.index import IndexRow
+from schemas.manifest import DecoderIdentity, Manifest
 
 REPOSITORY = Path(__file__).parents[1]
 SHARED_VIDEOS = REPOSITORY.parent / "shared" / "videos"
@@ -98,7 +101,19 @@ class EncodedClip:
         )
         order = torch.argsort(columns)
         head = Head.from_bytes(record.head, record.layout)
-        return assemble_video(row, head, features[order], order.numpy(), bytes_read=0)
+        return assemble_video(
+            row, self._manifest, head, features[order], order.numpy(), bytes_read=0
+        )
+
+    @property
+    def _manifest(self) -> Manifest:
+        return Manifest(
+            encoder=self.encoder.identity,
+            sampling=SamplingConfig(),
+            preprocess=self.encoder.preprocess,
+            decode=DecoderIdentity("auto", {}),
+            fusion=FusionConfig(),
+        )
 
     def cached_whole(self) -> CachedVideo:
         return self.cached(torch.arange(self.tokens.grid.num_tokens))

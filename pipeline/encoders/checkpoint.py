@@ -1,12 +1,14 @@
-"""A checkpoint's tokenizer and what its configuration says of its language model."""
+"""Which checkpoint goes with a cache, its tokenizer, and what it says of its language model."""
 
 import hashlib
 import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
+from weakref import WeakKeyDictionary
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
@@ -14,8 +16,47 @@ from transformers.utils import logging as transformers_logging
 from pipeline.model_folder import locate_checkpoint, read_json
 from pipeline.positions import timestamp_text
 from schemas.errors import ModelError
+from schemas.manifest import EncoderIdentity, Manifest
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The model that answers: its name, its revision on the hub, and where it lies."""
+
+    name: str
+    revision: str | None
+    directory: Path
+
+
+def find_checkpoint(manifest: Manifest, model: str | None, *, where: str) -> Checkpoint:
+    """The checkpoint to use with a cache: ``model``, or the one that its manifest names.
+
+    Args:
+        manifest: of the cache.
+        model: local directory or hub id.
+        where: the cache, for messages.
+
+    Raises:
+        ConfigError: neither says.
+        ModelError: it cannot be found.
+    """
+    name, revision = manifest.checkpoint(model, where=where)
+    try:
+        return Checkpoint(name, revision, locate_checkpoint(name, revision))
+    except ModelError as error:
+        if model is not None:
+            raise
+        raise ModelError(
+            f"{error}; {where} names it as the model that made it: where it has moved, give its "
+            "place with --model"
+        ) from error
+
+
+def first_line(error: Exception) -> str:
+    """What a foreign library says, in one line."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
 
 
 def load_tokenizer(model: str, revision: str | None = None) -> PreTrainedTokenizerBase:
@@ -33,7 +74,9 @@ def load_tokenizer(model: str, revision: str | None = None) -> PreTrainedTokeniz
     try:
         return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(directory))
     except Exception as error:  # any failure of a foreign loader means the same to the caller
-        raise ModelError(f"{directory}: the tokenizer cannot be loaded: {error}") from error
+        raise ModelError(
+            f"{directory}: the tokenizer cannot be loaded: {first_line(error)}"
+        ) from error
 
 
 def check_markers(directory: Path, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -55,10 +98,31 @@ def most_positions(directory: Path) -> int | None:
     return text.get("max_position_embeddings") if isinstance(text, dict) else None
 
 
+_tokenizer_digests: WeakKeyDictionary[PreTrainedTokenizerBase, dict[int, str]] = WeakKeyDictionary()
+
+
+def check_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, encoder: EncoderIdentity, name: str
+) -> None:
+    """Raise ModelError unless it writes timestamps and video markers as a cache has them.
+
+    The digest is kept for each tokenizer while its vocabulary has the same size.
+    """
+    kept = _tokenizer_digests.setdefault(tokenizer, {})
+    size = len(tokenizer)
+    if size not in kept:
+        kept[size] = digest_tokenizer(tokenizer)
+    if kept[size] != encoder.tokenizer_digest:
+        raise ModelError(
+            f"{name}: its tokenizer writes timestamps or video markers with other ids than this "
+            "cache; give the checkpoint the cache was built with"
+        )
+
+
 def digest_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
     """sha256 over the ids that enter the cache: timestamps and the video markers."""
     texts = [timestamp_text(value) for value in (0.0, 0.25, 1.5, 9.9, 12.3, 678.4, 3599.5)]
-    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    ids = list(tokenizer(texts, add_special_tokens=False)["input_ids"])
     markers = ("<|vision_start|>", "<|vision_end|>", "<|video_pad|>")
     ids.append([tokenizer.convert_tokens_to_ids(marker) for marker in markers])
     return hashlib.sha256(json.dumps(ids).encode()).hexdigest()

@@ -22,6 +22,7 @@ from pipeline.dtypes import STORAGE_DTYPES
 from pipeline.encoders.checkpoint import (
     check_markers,
     digest_tokenizer,
+    first_line,
     load_tokenizer,
     quiet_loading,
 )
@@ -176,7 +177,8 @@ def load_encoder(
             f"{directory}: model_type {model_type!r} is not supported; expected one of "
             f"{', '.join(VISION_TOWERS)}"
         )
-    tower = _load_tower(directory, model_type, config)
+    dtype = "auto" if config.dtype == "auto" else getattr(torch, config.dtype)
+    tower = load_tower(directory, model_type, resolve_device(config.device), dtype)
     tokenizer = load_tokenizer(str(directory))
     check_markers(directory, tokenizer)
     return Qwen3VLEncoder(
@@ -191,9 +193,20 @@ def load_encoder(
     )
 
 
-def _load_tower(directory: Path, model_type: str, config: EncoderConfig) -> Tower:
-    device = resolve_device(config.device)
-    dtype = "auto" if config.dtype == "auto" else getattr(torch, config.dtype)
+def load_tower(
+    directory: Path, model_type: str, device: torch.device, dtype: torch.dtype | str
+) -> Tower:
+    """Load the vision tower of a checkpoint alone.
+
+    Args:
+        directory: of the checkpoint.
+        model_type: a key of ``VISION_TOWERS``.
+        device: where it goes.
+        dtype: of its weights; "auto" is the checkpoint's own.
+
+    Raises:
+        ModelError: weights that are missing, damaged or of a type that cannot be cached.
+    """
     try:
         with quiet_loading():
             tower, report = VISION_TOWERS[model_type].from_pretrained(
@@ -203,7 +216,10 @@ def _load_tower(directory: Path, model_type: str, config: EncoderConfig) -> Towe
                 output_loading_info=True,
             )
     except Exception as error:  # any failure of a foreign loader means the same to the caller
-        raise ModelError(f"{directory}: the vision encoder cannot be loaded: {error}") from error
+        raise ModelError(
+            f"{directory}: the vision encoder cannot be loaded: {first_line(error)}; expected a "
+            "checkpoint with all its files whole; fetch it again"
+        ) from error
     if report["missing_keys"] or report["mismatched_keys"]:
         lacking = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
         raise ModelError(
@@ -232,8 +248,8 @@ def resolve_device(name: str) -> torch.device:
             raise RuntimeError("it holds no values")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        first_line = str(error).splitlines()[0]
-        raise ModelError(f"device {name!r} cannot be used on this machine: {first_line}") from error
+        reason = first_line(error)
+        raise ModelError(f"device {name!r} cannot be used on this machine: {reason}") from error
     return device
 
 

@@ -2,40 +2,17 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 import xxhash
 
-from pipeline.cache import TokenCache
 from pipeline.evaluation.questions import Question
-from pipeline.model_folder import locate_checkpoint
 from schemas.errors import ModelError
 
 _SUFFIXES = frozenset({".json", ".safetensors", ".jinja", ".txt"})
 """Files that decide what a checkpoint answers: weights, configuration, tokenizer, template."""
 
 _CHUNK_BYTES = 1 << 24
-
-
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """The model that answers: its name, its revision on the hub, and where it lies."""
-
-    name: str
-    revision: str | None
-    directory: Path
-
-
-def find_checkpoint(cache: TokenCache, model: str | None) -> Checkpoint:
-    """The checkpoint to ask: ``model``, or the one that the cache's manifest names.
-
-    Raises:
-        ConfigError: neither says.
-        ModelError: it cannot be found.
-    """
-    name, revision = cache.manifest.checkpoint(model, where=cache.storage.location)
-    return Checkpoint(name, revision, locate_checkpoint(name, revision))
 
 
 def digest_checkpoint(directory: Path) -> str:

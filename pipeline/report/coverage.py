@@ -10,6 +10,7 @@ from pipeline.cache import CachedVideo, TokenCache
 from pipeline.decode import FrameReader
 from pipeline.dtypes import TORCH_DTYPES
 from pipeline.encoders import VisualTokens, load_encoder
+from pipeline.encoders.checkpoint import find_checkpoint
 from pipeline.fusion.quality import Coverage, Quality, measure_rows
 from pipeline.storage.remote import file_digest, local_copy
 from schemas.config import DecodeConfig, EncoderConfig, PreprocessConfig
@@ -68,12 +69,11 @@ def _encode_again(
     cache: TokenCache, video: CachedVideo, model: str | None, device: str
 ) -> VisualTokens:
     manifest, row = cache.manifest, video.row
-    name, revision = manifest.checkpoint(model, where=cache.storage.location)
+    checkpoint = find_checkpoint(manifest, model, where=cache.storage.location)
     settings = manifest.preprocess
     encoder = load_encoder(
         EncoderConfig(
-            model=name,
-            revision=revision,
+            model=str(checkpoint.directory),
             device=device,
             dtype=str(TORCH_DTYPES[manifest.encoder.dtype]).removeprefix("torch."),
         ),
@@ -82,8 +82,8 @@ def _encode_again(
     )
     if (encoder.identity, encoder.preprocess) != (manifest.encoder, settings):
         raise CacheMismatchError(
-            f"{name} is not the checkpoint that made {cache.storage.location}: its encoder or "
-            "its preprocessing differs. Give the one that did."
+            f"{checkpoint.name} is not the checkpoint that made {cache.storage.location}: its "
+            "encoder or its preprocessing differs. Give the one that did."
         )
     with local_copy(row.path) as path:
         _require_unchanged(row, path)

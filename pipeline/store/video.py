@@ -15,6 +15,7 @@ import numpy as np
 from pipeline.store.head import Head
 from schemas.grid import TokenGrid
 from schemas.index import IndexRow
+from schemas.manifest import Manifest
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +28,7 @@ class CachedVideo:
 
     Attributes:
         row: the index row: path, duration, frames, decoder and all else that is known.
+        manifest: what its cache was built with: encoder, sampling, fusion.
         features: ``(N, (1+S)*D)``; a row is ``[main | deepstack 0 | deepstack 1 | ...]``.
         coordinates: ``(N, 3)`` int32, (t, y, x) in the grid.
         score: ``(N,)`` float32, what the rows were ordered by.
@@ -39,6 +41,7 @@ class CachedVideo:
     """
 
     row: IndexRow
+    manifest: Manifest
     features: torch.Tensor
     coordinates: torch.Tensor
     score: torch.Tensor
@@ -108,7 +111,7 @@ class CachedVideo:
         moved = {
             field.name: getattr(self, field.name).to(device, non_blocking=non_blocking)
             for field in dataclasses.fields(self)
-            if field.name not in ("row", "bytes_read")
+            if field.name not in ("row", "manifest", "bytes_read")
         }
         return dataclasses.replace(self, **moved)
 
@@ -130,6 +133,7 @@ class CachedVideo:
 
 def assemble_video(
     row: IndexRow,
+    manifest: Manifest,
     head: Head,
     features: torch.Tensor,
     order: NDArray[np.int64],
@@ -140,6 +144,7 @@ def assemble_video(
 
     Args:
         row: its index row.
+        manifest: of its cache.
         head: its small tensors, in storage order.
         features: ``(N, (1+S)*D)`` in prompt order.
         order: ``(N,)`` the storage row at each place of the prompt.
@@ -159,6 +164,7 @@ def assemble_video(
     coordinates = np.stack(np.unravel_index(grid_index, sides), axis=1).astype(np.int32)
     return CachedVideo(
         row=row,
+        manifest=manifest,
         features=features,
         coordinates=torch.from_numpy(coordinates),
         score=torch.from_numpy(head.score[order]),

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from pipeline.encoders import load_encoder, load_tokenizer
+from pipeline.encoders import language_model, load_encoder, load_tokenizer
 from pipeline.encoders.checkpoint import most_positions, quiet_loading
 from pipeline.encoders.language_model import load_language_model, load_matching_tokenizer
 from pipeline.encoders.packing import FrameSpan, plan_calls
@@ -136,8 +136,18 @@ def test_cut_weights_are_refused_with_what_to_do(tmp_path, tiny_checkpoint, enco
     directory = shutil.copytree(tiny_checkpoint, tmp_path / "model")
     path = directory / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ModelError, match=r"all its files whole; fetch it again"):
+    with pytest.raises(ModelError, match=r"all its files whole; fetch it again") as caught:
         load_language_model(str(directory), encoder.identity)
+    assert "\n" not in str(caught.value)
+
+
+def test_another_checkpoint_is_refused_before_its_language_model_is_loaded(
+    tmp_path, encoder, monkeypatch
+):
+    other = write_tiny_checkpoint(tmp_path / "other", seed=1)
+    monkeypatch.setattr(language_model, "AutoModelForImageTextToText", None)
+    with pytest.raises(ModelError, match="not those that made this cache"):
+        load_language_model(str(other), encoder.identity, device="cpu")
 
 
 def test_the_most_positions_of_a_model_are_read_from_its_config(tmp_path, tiny_checkpoint):

@@ -283,6 +283,34 @@ def test_bad_input_is_one_clear_line_and_exit_code_1(demo, arguments, message):
     assert message in result.stderr
 
 
+@pytest.fixture(params=["/gone/model", "gone/model", "./gone", "{root}/videos"])
+def moved(request, demo, tmp_path):
+    """The demo's cache, and its model in another place than the cache says."""
+    cache = shutil.copytree(demo[0] / "cache", tmp_path / "cache")
+    body = json.loads((cache / "manifest.json").read_text())
+    body["about"]["model"] = request.param.format(root=demo[0])
+    (cache / "manifest.json").write_text(json.dumps(body))
+    return cache, demo[0] / "model"
+
+
+def test_a_cache_whose_model_moved_asks_for_its_place(moved, tmp_path):
+    cache, model = moved
+    questions = tmp_path / "q.jsonl"
+    questions.write_text(json.dumps({"video_id": VIDEO, "question": "Who?", "answer": "x"}))
+    for command in [
+        ("ask", cache, VIDEO, "Who?"),
+        ("eval", questions, "--cache", cache),
+        ("show", cache, VIDEO, "--coverage"),
+    ]:
+        result = run(*command)
+        assert result.exit_code == 1
+        assert len(result.stderr.strip().splitlines()) == 1
+        assert result.stderr.startswith("error: model ")
+        assert f"{cache} names it as the model that made it" in result.stderr
+        assert "give its place with --model" in result.stderr
+    assert run("ask", cache, VIDEO, "Who?", "--model", model).exit_code == 0
+
+
 def test_an_unknown_setting_is_refused_with_a_suggestion(demo, tmp_path):
     (tmp_path / "build.toml").write_text("[fusion]\ntreshold = 0.5\n")
     result = run("plan", demo[0] / "videos", "--out", tmp_path, "--config", tmp_path / "build.toml")

@@ -7,7 +7,8 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDe
 
 from pipeline.encoders import load_encoder
 from pipeline.encoders.checkpoint import quiet_loading
-from pipeline.prefill import build_prefill, require_encoder_outputs, split_prompt
+from pipeline.encoders.wrappers import require_encoder_outputs
+from pipeline.prefill import build_prefill, split_prompt
 from schemas.config import EncoderConfig
 from schemas.errors import ModelError, PrefillError
 from tests.synthetic import encode_clip, logits_with_hidden, model_inputs, some_tokens

@@ -8,6 +8,7 @@ from pipeline.encoders import VisualTokens
 from pipeline.prefill import build_prefill
 from pipeline.session import MAX_PREFIXES, Session
 from schemas.errors import ModelError, PrefillError
+from schemas.manifest import IMPORTED, DecoderIdentity
 from tests.synthetic import encode_clip, hybrid_model, some_tokens
 
 QUESTIONS = ["What falls off the table?", "Who?", "What is its colour, and when is it seen?"]
@@ -143,12 +144,21 @@ def test_several_videos_share_a_session(encoder, tiny_model, clip, video):
     assert session.ask("Which is longer?", max_new_tokens=10) == expected
 
 
+def of_another_family(video, model_type):
+    """The same tokens without DeepStack, as a cache of features that others extracted has them."""
+    encoder = dataclasses.replace(video.manifest.encoder, model_type=model_type, num_deepstack=0)
+    imported = dataclasses.replace(
+        video.manifest, encoder=encoder, decode=DecoderIdentity(IMPORTED, {})
+    )
+    return dataclasses.replace(video, manifest=imported)
+
+
 def test_a_kv_cache_that_can_only_be_copied_serves_a_session(clip):
     """Qwen3.5 has linear attention layers (and no DeepStack)."""
     tokenizer, tokens = clip.encoder.tokenizer, clip.tokens
     plain = VisualTokens(tokens.embeddings, tokens.deepstack[:0], tokens.grid)
     clip = dataclasses.replace(clip, tokens=plain)
-    video = clip.cached(some_tokens(clip, seed=3))
+    video = of_another_family(clip.cached(some_tokens(clip, seed=3)), "qwen3_5")
     model = hybrid_model(tokenizer)
     expected = [fresh_answer(model, tokenizer, [video], text) for text in QUESTIONS]
     session = Session(model, tokenizer, video)

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 
 from schemas.config import (
@@ -96,6 +97,25 @@ def test_a_budget_is_a_count_or_a_fraction_and_at_least_one_token(budget, grante
 def test_what_is_no_budget_is_refused(budget):
     with pytest.raises(ConfigError):
         budget_tokens(budget, 100)
+
+
+def test_numbers_of_numpy_are_those_of_python():
+    given = FusionConfig(
+        budget=np.int64(7), threshold=np.float32(0.5), window=np.int32(5), seed=np.uint8(3)
+    )
+    plain = FusionConfig(budget=7, threshold=0.5, window=5, seed=3)
+    assert manifest(fusion=given).fingerprint == manifest(fusion=plain).fingerprint
+    assert FusionConfig(budget=np.float64(0.25)).budget == 0.25
+    assert budget_tokens(np.float32(0.25), 100) == 25
+
+
+@pytest.mark.parametrize("value", ["0.5", True, np.bool_(True), float("nan"), [0.5], b"1"], ids=str)
+@pytest.mark.parametrize("name", ["threshold", "spatial_threshold", "budget", "window", "seed"])
+def test_what_is_no_number_is_refused_as_a_setting_of_fusion(name, value):
+    with pytest.raises(
+        ConfigError, match=rf"^fusion\.{name} = .* is not possible: expected [^\n]+$"
+    ):
+        FusionConfig(method="sttm", **{name: value})
 
 
 def test_failure_budgets_are_counts_or_fractions():

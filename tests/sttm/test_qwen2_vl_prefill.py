@@ -184,4 +184,4 @@ def test_a_cache_of_llava_is_refused_before_a_prompt_is_written(tokenizer, model
     with pytest.raises(PrefillError, match="neither Qwen3-VL nor Qwen2-VL"):
         video.prefill(tokenizer, QUESTION)
     with pytest.raises(PrefillError, match="neither Qwen3-VL nor Qwen2-VL"):
-        Session(model, tokenizer, video).ask(QUESTION)
+        Session(model, tokenizer, video)
