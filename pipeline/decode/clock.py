@@ -70,38 +70,34 @@ def read_clock(
         may_restart: whether clocks of this format may start anew midway, as in transport streams.
         is_suspect: whether the demuxer complained of damage.
     """
-    is_shown = ~np.array(table.is_discarded, dtype=bool)
     has_own_pts = demuxer not in _UNRELIABLE_DEMUXERS
     stamps = _stamps(*((table.pts, table.dts) if has_own_pts else (table.dts,)))
-    times, num_joins = np.arange(len(table), dtype=np.int64), 0
-    offset = 0
+    starts = []
+    times = np.arange(len(table), dtype=np.int64)
     if stamps is not None:
         longest = round(_MAX_PAUSE_SECONDS / float(stream.time_base or 1)) if is_suspect else None
         starts = _starts(table, stamps, longest) if may_restart else []
-        offsets = _offsets(stamps, starts)
-        times, num_joins, offset = stamps + offsets, len(starts), int(offsets[-1])
+        times = stamps + _offsets(stamps, starts)
     is_ordered = (
         has_own_pts
         and None not in table.pts
         and np.unique(times).size == times.size
         and not _is_decode_order(table, times, stream)
     )
+    is_shown = ~np.array(table.is_discarded, dtype=bool)
     shown = np.sort(times[is_shown])
     last = int(np.argmax(np.where(is_shown, times, times.min())))
-    if not is_ordered:
-        num_before_end = max(0, shown.size - stream.codec_context.reorder_depth)
-    elif table.dts[-1] is None:
-        num_before_end = 0
-    else:
-        num_before_end = int(np.searchsorted(shown, table.dts[-1] + offset, side="right"))
+    moved = 0 if stamps is None else int(times[-1] - stamps[-1])
     return Clock(
         labels=times if is_ordered else np.arange(len(table), dtype=np.int64),
         shown=shown,
         is_ordered=is_ordered,
         has_times=stamps is not None,
-        num_joins=num_joins,
+        num_joins=len(starts),
         last_duration=max(table.durations[last], usual_interval(shown)),
-        num_before_end=num_before_end,
+        num_before_end=_num_before_end(shown, table.dts[-1], moved)
+        if is_ordered
+        else max(0, shown.size - stream.codec_context.reorder_depth),
     )
 
 
@@ -164,6 +160,13 @@ def _offsets(stamps: Ticks, starts: list[int]) -> Ticks:
         following = previous.max() + usual_interval(np.sort(previous))
         offsets[begin:end] = following - stamps[begin:end].min()
     return offsets
+
+
+def _num_before_end(shown: Ticks, last_dts: int | None, moved: int) -> int:
+    """How many frames are shown before any that would be decoded after the last packet."""
+    if last_dts is None:
+        return 0
+    return int(np.searchsorted(shown, last_dts + moved, side="right"))
 
 
 def _is_decode_order(table: PacketTable, times: Ticks, stream: VideoStream) -> bool:

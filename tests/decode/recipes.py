@@ -11,6 +11,7 @@ from fractions import Fraction
 
 import av
 import numpy as np
+import pytest
 from av.filter import Graph
 
 from pipeline.decode.clips import counter_image
@@ -81,6 +82,13 @@ class Recipe:
     def fps(self):
         span = (self.times[-1] - self.times[0]) / self.rate
         return (len(self.times) - 1) / span
+
+
+def mostly_slow(values, fast):
+    """Parameters of a test of which only ``fast`` belong to the fast suite."""
+    return [
+        value if value in fast else pytest.param(value, marks=pytest.mark.slow) for value in values
+    ]
 
 
 def random_recipe(seed):

@@ -9,7 +9,7 @@ import pytest
 from pipeline.decode import FrameReader
 from pipeline.decode.clips import read_counter
 from schemas.config import DecodeConfig, SamplingConfig
-from tests.decode.recipes import Recipe, write_recipe
+from tests.decode.recipes import Recipe, mostly_slow, write_recipe
 
 NUM_FRAMES = 60
 TS_PACKET = 188
@@ -46,7 +46,7 @@ def assert_healthy(readers, path, num_frames, fps=None):
     return sample
 
 
-@pytest.mark.parametrize("bframes", [1, 2, 3])
+@pytest.mark.parametrize("bframes", mostly_slow([1, 2, 3], fast=[2]))
 @pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".avi"])
 @pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
 def test_b_frames_without_presentation_times_come_in_display_order(
@@ -70,7 +70,7 @@ def test_frames_left_out_of_an_avi_take_their_time(readers, tmp_path, codec):
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts", ".flv"])
 @pytest.mark.parametrize("where", [0, 20, 38], ids=["first", "middle", "last"])
-@pytest.mark.parametrize("pause", [2, 4, 60, 300])
+@pytest.mark.parametrize("pause", mostly_slow([2, 4, 60, 300], fast=[2]))
 def test_a_pause_is_no_damage_wherever_it_is(readers, tmp_path, suffix, where, pause):
     times = [number + (pause - 1) * (number > where) for number in range(40)]
     recipe = Recipe(suffix=suffix, times=tuple(times), bframes=2)
@@ -179,7 +179,7 @@ def test_a_duration_that_says_too_much_is_not_believed(readers, tmp_path):
         ("mpeg2video", ".mpg"),
     ],
 )
-@pytest.mark.parametrize("part", [0.35, 0.6, 0.85])
+@pytest.mark.parametrize("part", mostly_slow([0.35, 0.6, 0.85], fast=[0.6]))
 def test_a_file_cut_short_keeps_the_rate_of_what_is_left(readers, tmp_path, codec, suffix, part):
     recipe = Recipe(
         codec=codec, suffix=suffix, times=tuple(range(NUM_FRAMES)), bframes=2, is_index_first=True

@@ -20,6 +20,7 @@ from tests.decode.recipes import (
     WIDTH,
     Recipe,
     ffmpeg_picture,
+    mostly_slow,
     write_recipe,
 )
 
@@ -58,7 +59,7 @@ def same_by_every_decoder(readers, path):
     return sample
 
 
-@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv"])
+@pytest.mark.parametrize("suffix", mostly_slow([".mp4", ".mov", ".mkv"], fast=[".mkv"]))
 @pytest.mark.parametrize("matrix", MATRICES)
 def test_every_way_to_turn_and_mirror_a_picture_is_undone(readers, tmp_path, matrix, suffix):
     path = tmp_path / f"turned{suffix}"
