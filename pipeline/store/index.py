@@ -126,7 +126,7 @@ def row_at(table: pa.Table, position: int, video_id: str) -> IndexRow:
 
 
 def read_index(storage: Storage) -> pa.Table:
-    """All fragments of a cache as one table, by the rule of ``merge_fragments``.
+    """All fragments of a cache as one table, by the rule of ``merge_tables``.
 
     Raises:
         IndexCorruptError: a fragment cannot be read; the message names it.
