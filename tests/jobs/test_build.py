@@ -329,6 +329,7 @@ def test_a_new_row_wins_although_the_clock_of_the_old_one_was_ahead(
 
 
 def test_no_video_waits_longer_for_its_commit_than_the_settings_say(corpus, tmp_path, config):
+    config = config.override("encoder", max_patches_per_call=1)  # one video is handed on at a time
     run(corpus, tmp_path / "cache", config.override("store", commit_seconds=1e-9))
     assert len(list((tmp_path / "cache" / "shards").iterdir())) == 3
 

@@ -201,7 +201,7 @@ def test_a_store_that_does_not_answer_ends_the_build_and_fails_no_video(
     reading = ReadAhead(config, lambda frames, probe, count: frames, said.put)
     try:
         reading.add([Task(ref), Task(dataclasses.replace(ref, path=f"{corpus}//b.mp4"))])
-        error = said.get(timeout=60)
+        error = said.get(timeout=240)
     finally:
         reading.close()
         _client.cache_clear()
