@@ -13,9 +13,11 @@ from jobs.failures import FailureBudget
 from jobs.plan import DONE_COLUMNS, BuildPlan, Task, make_plan
 from jobs.progress import Progress, Tally, say_line
 from pipeline.corpus import find_videos
+from pipeline.corpus_columns import further_columns, require_same_columns
 from pipeline.fusion import check_settings
 from pipeline.storage import Location, open_storage
 from pipeline.store.bucket_index import read_columns
+from pipeline.store.index import index_schema
 from pipeline.store.manifest import create_or_check, find_manifest
 from pipeline.store.shard import shard_sizes
 from schemas.config import BuildConfig
@@ -77,7 +79,7 @@ def plan_build(
 
     Raises:
         FusionError: the fusion method cannot do what is asked of it.
-        CorpusError: the corpus cannot be listed.
+        CorpusError: the corpus cannot be listed, or its further columns do not go with the cache's.
         CacheMismatchError: the cache was built with other settings; the checkpoint and versions
             are compared by ``build`` only.
     """
@@ -96,6 +98,8 @@ def plan_build(
         store=StoreIdentity(config.store.encoding),
     )
     manifest.require_same(asked, where=storage.location)
+    if columns := further_columns(videos):
+        require_same_columns(columns, index_schema(storage), where=storage.location)
     return make_plan(
         videos,
         read_columns(storage, DONE_COLUMNS),

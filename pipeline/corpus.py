@@ -6,9 +6,10 @@ Only names and sizes are looked at; no video is opened.
 import difflib
 import os
 import stat
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from pipeline.corpus_columns import further_columns
 from pipeline.corpus_manifest import MANIFEST_SUFFIXES, ManifestRow, read_manifest
 from pipeline.corpus_names import (
     VIDEO_SUFFIXES,
@@ -61,7 +62,7 @@ def find_videos(sources: Sequence[str]) -> list[VideoRef]:
             if is_manifest or (ref.path not in seen and ref.path not in in_manifest):
                 _add(chosen, ref)
                 seen.add(ref.path)
-    _check_extra_columns(chosen.values())
+    further_columns(chosen.values())
     return list(chosen.values())
 
 
@@ -187,29 +188,6 @@ def _is_same_file(one: str, other: str) -> bool:
         return Path(one).samefile(other)
     except OSError:
         return False
-
-
-def _check_extra_columns(refs: Iterable[VideoRef]) -> None:
-    """Rows share their further columns: one spelling and one type each; only int and float mix."""
-    spelling: dict[str, str] = {}
-    first: dict[str, tuple[type, VideoRef]] = {}
-    for ref in refs:
-        for name, value in ref.extra.items():
-            spelled = spelling.setdefault(name.lower(), name)
-            if spelled != name:
-                raise CorpusError(
-                    f"columns {spelled!r} and {name!r} (of {ref.video_id!r}) are one column to "
-                    "SQL. Spell them alike."
-                )
-            if value is None:
-                continue
-            kind = float if type(value) is int else type(value)
-            known, other = first.setdefault(name, (kind, ref))
-            if known is not kind:
-                raise CorpusError(
-                    f"column {name!r} holds values of two types: {other.extra[name]!r} for "
-                    f"{other.video_id!r} and {value!r} for {ref.video_id!r}. Make them one type."
-                )
 
 
 def _local_path(uri: str, where: str, *, folder: str = "") -> str:

@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
-Scalar = str | int | float | bool | None
-"""What a further manifest column may hold."""
+Scalar: TypeAlias = str | int | float | bool | pa.Scalar | None
+"""A value of a further manifest column; what is no text, bool, int64 or double keeps its type."""
 
 
 @dataclass(frozen=True, slots=True)

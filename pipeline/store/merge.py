@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from schemas.columns import common_type
 from schemas.index import INDEX_SCHEMA
 
 Places = npt.NDArray[np.uint64]
@@ -96,19 +97,10 @@ def _common_schema(tables: Sequence[pa.Table]) -> pa.Schema:
         for field in table.schema:
             if field.name not in INDEX_SCHEMA.names:
                 known = further.setdefault(field.name, field.type)
-                further[field.name] = _common_type(known, field.type)
+                further[field.name] = common_type(known, field.type) or pa.string()
     known_names = tables[0].column_names if tables else INDEX_SCHEMA.names
     fixed = [field for field in INDEX_SCHEMA if field.name in known_names]
     return pa.schema([*fixed, *(pa.field(name, further[name]) for name in sorted(further))])
-
-
-def _common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType:
-    if one.equals(other) or pa.types.is_null(other):
-        return one
-    if pa.types.is_null(one):
-        return other
-    numbers = (pa.int64(), pa.float64())
-    return pa.float64() if one in numbers and other in numbers else pa.string()
 
 
 def _conformed(table: pa.Table, schema: pa.Schema) -> pa.Table:
@@ -123,6 +115,8 @@ def _conformed_column(table: pa.Table, field: pa.Field) -> pa.ChunkedArray | pa.
     column = table[field.name]
     if column.type.equals(field.type):
         return column
+    if pa.types.is_string(field.type) and pa.types.is_nested(column.type):
+        return pa.array(map(_json_text, column), pa.string())
     return column.cast(field.type, safe=False)  # beyond 2**53 doubles are rounded
 
 
