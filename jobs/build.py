@@ -12,13 +12,13 @@ from jobs.events import Committed, Event
 from jobs.failures import FailureBudget
 from jobs.plan import DONE_COLUMNS, BuildPlan, Task, make_plan
 from jobs.progress import Progress, Tally, say_line
-from pipeline.corpus import find_videos
+from pipeline.corpus import list_corpus
 from pipeline.corpus_columns import further_columns, require_same_columns
 from pipeline.fusion import check_settings
 from pipeline.storage import Location, open_storage
 from pipeline.store.bucket_index import read_columns
 from pipeline.store.index import index_schema
-from pipeline.store.manifest import create_or_check, find_manifest
+from pipeline.store.manifest import create_or_check, find_manifest, require_room_for_cache
 from pipeline.store.shard import shard_sizes
 from schemas.config import BuildConfig
 from schemas.errors import FailureBudgetExceeded
@@ -80,15 +80,19 @@ def plan_build(
     Raises:
         FusionError: the fusion method cannot do what is asked of it.
         CorpusError: the corpus cannot be listed, or its further columns do not go with the cache's.
+        CacheError: the folder holds other files and no cache.
         CacheMismatchError: the cache was built with other settings; the checkpoint and versions
             are compared by ``build`` only.
     """
     check_settings(config.fusion)
-    videos = find_videos(sources)
+    corpus = list_corpus(sources)
+    videos = corpus.videos
     storage = open_storage(location)
     manifest = find_manifest(storage)
     if manifest is None:
-        return make_plan(videos, None, retry_failed=retry_failed, limit=limit)
+        require_room_for_cache(storage)
+        plan = make_plan(videos, None, retry_failed=retry_failed, limit=limit)
+        return dataclasses.replace(plan, passed_over=corpus.passed_over)
     decode = dataclasses.replace(manifest.decode, decoder=config.decode.decoder)
     asked = dataclasses.replace(
         manifest,
@@ -100,7 +104,7 @@ def plan_build(
     manifest.require_same(asked, where=storage.location)
     if columns := further_columns(videos):
         require_same_columns(columns, index_schema(storage), where=storage.location)
-    return make_plan(
+    plan = make_plan(
         videos,
         read_columns(storage, DONE_COLUMNS),
         fingerprint=manifest.fingerprint,
@@ -109,6 +113,7 @@ def plan_build(
         limit=limit,
         say=say,
     )
+    return dataclasses.replace(plan, passed_over=corpus.passed_over)
 
 
 def build(
