@@ -11,6 +11,8 @@ from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+from schemas.errors import QueryError
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -20,7 +22,11 @@ MAX_CELL = 100
 
 
 def rows_of(table: pa.Table) -> list[dict[str, Any]]:
-    """The rows of a table; points in time as text, which may be finer or farther than Python's."""
+    """The rows of a table; points in time as text, which may be finer or farther than Python's.
+
+    Raises:
+        QueryError: one within a list or struct is finer or farther.
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -29,7 +35,11 @@ def rows_of(table: pa.Table) -> list[dict[str, Any]]:
             texts = table.column(place).cast(pa.string())
             texts = pc.replace_substring_regex(texts, r"\.0+(Z|[+-]\d+)?$", r"\1")
             table = table.set_column(place, field.name, texts)
-    rows: list[dict[str, Any]] = table.to_pylist(maps_as_pydicts="lossy")
+    try:
+        rows: list[dict[str, Any]] = table.to_pylist(maps_as_pydicts="lossy")
+    except (ValueError, OverflowError) as error:
+        reason = " ".join(str(error).split())
+        raise QueryError(f"an answer cannot be shown: {reason}. Ask for x::VARCHAR.") from error
     return rows
 
 

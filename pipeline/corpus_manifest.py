@@ -123,10 +123,14 @@ def _scalar(where: str, name: str, value: object) -> Scalar:
 
 
 def _read_csv(path: Path, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    reader = csv.reader(io.StringIO(_decoded(name, path.read_bytes()), newline=""), strict=True)
+    text = io.StringIO(_decoded(name, path.read_bytes()), newline="")
+    reader = csv.reader(text, strict=True, skipinitialspace=True)
     rows: list[tuple[int, list[str]]] = []
     try:
-        rows.extend((reader.line_num, _stripped(row)) for row in reader if row)
+        for row in reader:
+            fields = [field.strip() for field in row]
+            if fields not in ([], [""]):
+                rows.append((reader.line_num, fields))
     except csv.Error as error:
         raise CorpusError(f"{name}, line {reader.line_num}: not valid CSV: {error}") from error
     if not rows:
@@ -153,20 +157,19 @@ def _read_csv(path: Path, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"{name}, line {line}", dict(zip(names, values, strict=True))
 
 
-def _stripped(row: list[str]) -> list[str]:
-    return [text.strip() for text in row]
-
-
 def _typed(texts: list[str]) -> list[Scalar]:
     """One CSV column: of the first type in which all of it is written, None where empty.
 
-    The usual words for a missing number are empty in a column of numbers, and text in one of text.
+    The usual words for a missing number are empty in a column of numbers, and text in one of text;
+    nan is empty also where nothing else is written.
     """
     given = [text for text in texts if text]
     if all(text.lower() in ("true", "false") for text in given):
         return [text.lower() == "true" if text else None for text in texts]
     numbers = [text for text in given if text.lower() not in _MISSING]
     is_missing = [text.lower() in ("", *_MISSING) for text in texts]
+    if all(text.lower() == "nan" for text in given):
+        return [None] * len(texts)
     for pattern, convert in ((_WHOLE, int), (_DECIMAL, float)):
         if numbers and all(map(pattern.fullmatch, numbers)):
             return [

@@ -142,7 +142,7 @@ def _common_nested(one: Any, other: Any) -> pa.DataType | None:
             return None
         fields[field.name] = joined
     is_told_apart = len({name.lower() for name in fields}) == len(fields)
-    return pa.struct(list(fields.items())) if is_told_apart else None
+    return pa.struct(sorted(fields.items())) if is_told_apart else None
 
 
 def _unified(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:

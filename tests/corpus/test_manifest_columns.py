@@ -219,6 +219,18 @@ def test_such_a_word_among_texts_is_text(tmp_path):
     assert csv_columns(tmp_path, *lines) == [{"country": "NA"}]
 
 
+def test_a_column_of_nothing_but_nan_holds_nothing(tmp_path):
+    lines = ["video_id,uri,score", "a,a.mp4,nan", "b,b.mp4,", "c,c.mp4,NaN"]
+    assert [row["score"] for row in csv_columns(tmp_path, *lines)] == [None, None, None]
+
+
+def test_blanks_before_a_quote_and_lines_of_blanks_are_dropped(tmp_path):
+    lines = ["video_id, uri, label", "  ", 'a,  "a, b.mp4",  "x, y"', ""]
+    (tmp_path / "a, b.mp4").write_bytes(b"x")
+    assert csv_columns(tmp_path, *lines) == [{"label": "x, y"}]
+    assert find_videos([str(tmp_path / "m.csv")])[0].size_bytes == 1
+
+
 def test_blanks_round_the_fields_of_a_csv_are_dropped(tmp_path):
     (tmp_path / "a b.mp4").write_bytes(b"x")
     (tmp_path / "m.csv").write_bytes(

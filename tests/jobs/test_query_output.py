@@ -48,6 +48,12 @@ def test_two_columns_of_one_name_are_printed_in_every_format(root):
     assert (header.split(), line.split()) == (["video_id", "video_id_1"], ["a", "b"])
 
 
+def test_an_answer_that_cannot_be_shown_is_one_line(root):
+    far = "SELECT [TIMESTAMP '20240-05-06 00:00:00'] AS x FROM index"
+    result = CliRunner().invoke(cli, ["query", str(root), far])
+    assert (result.exit_code, len(result.stderr.splitlines())) == (1, 1)
+
+
 def test_clauses_alone_show_what_a_condition_shows(root):
     assert rows(root, "ORDER BY video_id DESC LIMIT 1") == rows(root, "video_id = 'b'")
 
