@@ -12,11 +12,13 @@ from jobs.events import Committed, Event
 from jobs.failures import FailureBudget
 from jobs.plan import DONE_COLUMNS, BuildPlan, Task, make_plan
 from jobs.progress import Progress, Tally, say_line
-from pipeline.corpus import find_videos
+from pipeline.corpus import list_corpus
+from pipeline.corpus_columns import further_columns, require_same_columns
 from pipeline.fusion import check_settings
 from pipeline.storage import Location, open_storage
 from pipeline.store.bucket_index import read_columns
-from pipeline.store.manifest import create_or_check, find_manifest
+from pipeline.store.index import index_schema
+from pipeline.store.manifest import create_or_check, find_manifest, require_room_for_cache
 from pipeline.store.shard import shard_sizes
 from schemas.config import BuildConfig, PreprocessConfig
 from schemas.errors import FailureBudgetExceeded
@@ -100,17 +102,21 @@ def plan_build(
 
     Raises:
         FusionError: the fusion method cannot do what is asked of it.
-        CorpusError: the corpus cannot be listed.
+        CorpusError: the corpus cannot be listed, or its further columns do not go with the cache's.
+        CacheError: the folder holds other files and no cache.
         ModelError: there is a cache, and the model that is named cannot be found or honoured.
         CacheMismatchError: the cache was built with other settings; the checkpoint's weights and
             versions are compared by ``build`` only.
     """
     check_settings(config.fusion)
-    videos = find_videos(sources)
+    corpus = list_corpus(sources)
+    videos = corpus.videos
     storage = open_storage(location)
     manifest = find_manifest(storage)
     if manifest is None:
-        return make_plan(videos, None, retry_failed=retry_failed, limit=limit)
+        require_room_for_cache(storage)
+        plan = make_plan(videos, None, retry_failed=retry_failed, limit=limit)
+        return dataclasses.replace(plan, passed_over=corpus.passed_over)
     decode = dataclasses.replace(manifest.decode, decoder=config.decode.decoder)
     config = settle_config(config)
     overrides = dataclasses.asdict(config.preprocess)
@@ -125,7 +131,9 @@ def plan_build(
         store=StoreIdentity(config.store.encoding),
     )
     manifest.require_same(asked, where=storage.location)
-    return make_plan(
+    if columns := further_columns(videos):
+        require_same_columns(columns, index_schema(storage), where=storage.location)
+    plan = make_plan(
         videos,
         read_columns(storage, DONE_COLUMNS),
         fingerprint=manifest.fingerprint,
@@ -134,6 +142,7 @@ def plan_build(
         limit=limit,
         say=say,
     )
+    return dataclasses.replace(plan, passed_over=corpus.passed_over)
 
 
 def build(

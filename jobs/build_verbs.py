@@ -36,6 +36,7 @@ def plan(
       tokenreel plan videos/ --out cache/ --model Qwen/Qwen3-VL-2B-Instruct
     """
     from jobs.build import plan_build, settle_config
+    from jobs.summary import passed_over_lines
 
     config = settle_config(resolve_config(config_file, flags))
     planned = plan_build(corpus, location, config, retry_failed=retry_failed, limit=limit)
@@ -49,9 +50,12 @@ def plan(
     if as_json:
         import dataclasses
 
-        click.echo(json.dumps({**counts, "config": dataclasses.asdict(config)}, indent=2))
+        about = {"passed_over": planned.passed_over, "config": dataclasses.asdict(config)}
+        click.echo(json.dumps({**counts, **about}, indent=2))
         return
     click.echo(render_table([{"what": name, "number": value} for name, value in counts.items()]))
+    for line in passed_over_lines(planned):
+        click.echo(line)
     click.echo(format_config(config))
 
 
@@ -71,8 +75,9 @@ def build(
 ) -> None:
     """Cache the videos that are not cached yet.
 
-    CORPUS is any number of folders, files, globs and manifests (.csv, .jsonl, .parquet with
-    video_id and uri). The same command resumes a build that was stopped.
+    CORPUS is any number of folders, files, globs, manifests (.csv, .jsonl, .parquet with
+    video_id and uri) and lists of paths (- for standard input, @list.txt). The same command
+    resumes a build that was stopped.
 
     \b
     Example:
@@ -133,6 +138,8 @@ def submit(
     """
     if flags["runner"] == "local":
         raise click.UsageError("A job runs on its cluster: leave --runner out, or use build.")
+    if "-" in corpus:
+        raise click.UsageError("A job has no standard input: write the paths to @list.txt.")
     if flags["address"] is not None:
         raise click.UsageError("CLUSTER_ADDRESS names the cluster: leave --address out.")
     config = resolve_config(config_file, {**flags, "runner": "ray"})

@@ -7,13 +7,13 @@ import sys
 import click
 
 from jobs.options import CacheLocation, NumberOrFraction, format_option
-from jobs.render import render_rows
+from jobs.render import render_rows, rows_of
 
 QUERY_COLUMNS = (
     "video_id, status, duration_seconds, fps, num_frames, tokens_before, tokens_after, "
     "round(keep_ratio, 4) AS keep_ratio, error_kind"
 )
-"""What ``query`` shows for a bare condition; a full SELECT chooses its own."""
+"""What ``query`` shows for conditions and clauses; a full query chooses its own."""
 
 
 @click.command()
@@ -42,17 +42,19 @@ def status(cache: str, failed: bool, style: str) -> None:
 def query(cache: str, sql: str, style: str) -> None:
     """Ask the index in SQL.
 
-    SQL is a condition, or a whole SELECT over the view "index".
+    SQL is a condition, clauses such as ORDER BY and LIMIT, or a whole query of the view "index"
+    as DuckDB knows it: SELECT, FROM, PIVOT, DESCRIBE, SUMMARIZE ...
 
     \b
     Example:
       tokenreel query cache/ "keep_ratio < 0.4 AND duration_seconds > 60"
+      tokenreel query cache/ "ORDER BY duration_seconds DESC LIMIT 3"
       tokenreel query cache/ "SELECT codec, avg(keep_ratio) FROM index GROUP BY codec"
     """
     from pipeline.cache import open_cache
 
     found = open_cache(cache).query(sql, columns=QUERY_COLUMNS)
-    _echo(render_rows(found.to_pylist(), style, columns=found.column_names))
+    _echo(render_rows(rows_of(found), style, columns=found.column_names))
 
 
 @click.command()

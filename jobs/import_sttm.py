@@ -20,7 +20,7 @@ from pipeline.fusion import check_settings
 from pipeline.storage import Location, Storage, open_storage
 from pipeline.store.commit import commit_videos
 from pipeline.store.index import Index
-from pipeline.store.manifest import create_or_check, find_manifest
+from pipeline.store.manifest import create_or_check, find_manifest, require_room_for_cache
 from pipeline.store.shard import shard_sizes
 from pipeline.sttm import read_features
 from schemas.config import StoreConfig
@@ -58,6 +58,8 @@ def import_sttm(
     refs = source.find()
     storage = open_storage(location)
     existing = find_manifest(storage)
+    if existing is None:
+        require_room_for_cache(storage)
     if existing is None:
         dtype, width = _first_type(refs)
     else:

@@ -4,7 +4,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import compress
 
@@ -60,7 +60,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class BuildPlan:
-    """The difference between a corpus and a cache."""
+    """The difference between a corpus and a cache; ``passed_over`` as ``Corpus`` has it."""
 
     num_videos: int
     num_done: int
@@ -68,6 +68,7 @@ class BuildPlan:
     todo: tuple[VideoRef, ...]
     attempts: dict[str, int]
     newer_than_ns: dict[str, int]
+    passed_over: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def todo_bytes(self) -> int:

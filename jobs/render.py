@@ -1,15 +1,46 @@
 """Rows to text: a table for people, JSON or CSV for programs."""
 
+from __future__ import annotations
+
 import csv
 import io
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+from schemas.errors import QueryError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 FORMATS = ("table", "json", "csv")
 
 MAX_CELL = 100
+
+
+def rows_of(table: pa.Table) -> list[dict[str, Any]]:
+    """The rows of a table; points in time as text, which may be finer or farther than Python's.
+
+    Raises:
+        QueryError: one within a list or struct is finer or farther.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    for place, field in enumerate(table.schema):
+        if pa.types.is_timestamp(field.type):
+            texts = table.column(place).cast(pa.string())
+            texts = pc.replace_substring_regex(texts, r"\.0+(Z|[+-]\d+)?$", r"\1")
+            table = table.set_column(place, field.name, texts)
+    try:
+        rows: list[dict[str, Any]] = table.to_pylist(maps_as_pydicts="lossy")
+    except (ValueError, OverflowError) as error:
+        reason = " ".join(str(error).split())
+        raise QueryError(f"an answer cannot be shown: {reason}. Ask for x::VARCHAR.") from error
+    return rows
 
 
 def render_rows(
@@ -20,9 +51,9 @@ def render_rows(
     ``columns`` names them where there may be no row.
     """
     if style == "json":
-        return "\n".join(json.dumps(_finite(row), default=str, allow_nan=False) for row in rows)
+        return "\n".join(_json(row) for row in rows)
     if style == "csv":
-        return _csv(rows, list(rows[0]) if rows else columns)
+        return _csv([_csv_row(row) for row in rows], list(rows[0]) if rows else columns)
     return render_table(rows)
 
 
@@ -35,7 +66,8 @@ def render_table(rows: Sequence[Mapping[str, Any]]) -> str:
         [*(_cut(_cell(row[name])) for name in names[:-1]), _cell(row[names[-1]])] for row in rows
     ]
     widths = [max(len(text) for text in column) for column in zip(names, *cells, strict=True)]
-    is_number = [all(isinstance(row[name], int | float | None) for row in rows) for name in names]
+    number = int | float | Decimal | None
+    is_number = [all(isinstance(row[name], number) for row in rows) for name in names]
 
     def line(texts: Sequence[str]) -> str:
         placed = (
@@ -51,20 +83,55 @@ def render_table(rows: Sequence[Mapping[str, Any]]) -> str:
 def _cell(value: Any) -> str:
     if value is None:
         return ""
-    return f"{value:.4g}" if isinstance(value, float) else " ".join(str(value).split())
+    return f"{value:.4g}" if isinstance(value, float) else " ".join(_text(value).split())
+
+
+def _text(value: Any) -> str:
+    """One value as a person writes it; what has parts is JSON."""
+    plain = value if isinstance(value, Decimal) else _plain(value)
+    return _json(plain) if isinstance(plain, dict | list) else str(plain)
 
 
 def _cut(text: str) -> str:
     return text if len(text) <= MAX_CELL else text[: MAX_CELL - 3] + "..."
 
 
-def _finite(value: Any) -> Any:
-    """JSON knows neither NaN nor infinity: they become null, at any depth."""
-    if isinstance(value, Mapping):
-        return {name: _finite(inner) for name, inner in value.items()}
-    if isinstance(value, list):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _json(value: Any) -> str:
+    return json.dumps(_plain(value), allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    """What JSON knows: NaN and infinity become null, points in time ISO 8601, at any depth."""
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case None | bool() | int() | str():
+            return value
+        case Mapping():
+            return {str(name): _plain(inner) for name, inner in value.items()}
+        case Decimal():
+            return int(value) if value == value.to_integral_value() else float(value)
+        case datetime():
+            return value.isoformat(" ")
+        case date() | time():
+            return value.isoformat()
+        case timedelta():
+            return f"P{value.days}DT{value.seconds + value.microseconds / 10**6:g}S"
+        case bytes():
+            return value.hex()
+        case (months, days, nanoseconds) if hasattr(value, "nanoseconds"):  # SQL's INTERVAL
+            return f"P{months}M{days}DT{nanoseconds / 10**9:g}S"
+        case list() | tuple():
+            return [_plain(inner) for inner in value]
+        case _:
+            return str(value)
+
+
+def _csv_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    is_kept = float | Decimal | None
+    return {
+        name: value if isinstance(value, is_kept) else _text(value) for name, value in row.items()
+    }
 
 
 def _csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:

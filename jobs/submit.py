@@ -14,6 +14,7 @@ from pathlib import Path
 from jobs.dashboard import RAY_ERRORS, connect
 from jobs.follow import SubmittedJob
 from jobs.ray_cluster import one_line
+from pipeline.corpus_lists import is_list
 from pipeline.fusion import check_settings
 from schemas.config import BuildConfig
 from schemas.config_file import format_config
@@ -87,6 +88,8 @@ def _command(
 
 def _absolute(source: str) -> str:
     """A path as the nodes are to read it; a URI stays as it is, and so does nothing at all."""
+    if is_list(source):
+        return f"@{_absolute(source.removeprefix('@'))}"
     return source if not source or "://" in source else str(Path(source).absolute())
 
 

@@ -4,6 +4,8 @@ import shlex
 from typing import Any
 
 from jobs.build import BuildSummary
+from jobs.plan import BuildPlan
+from pipeline.corpus_names import told_by_suffix
 
 MAX_LISTED = 10
 
@@ -30,10 +32,18 @@ def summary_lines(summary: BuildSummary, location: str) -> list[str]:
     if plan.num_failed_before:
         parts.append(f"{plan.num_failed_before} failed before (--retry-failed tries them again)")
     lines.append("  ".join(parts))
+    lines += passed_over_lines(plan)
     if summary.stopped_by:
         lines.append(f"stopped: {summary.stopped_by}")
     lines.append(f"next: {next_command(summary, location)}")
     return lines
+
+
+def passed_over_lines(plan: BuildPlan) -> list[str]:
+    """Which files of the corpus's folders were not taken for videos, if any."""
+    if not plan.passed_over:
+        return []
+    return [f"passed over: {told_by_suffix(plan.passed_over)}; name a file to take it anyway"]
 
 
 def next_command(summary: BuildSummary, location: str) -> str:
@@ -60,6 +70,7 @@ def summary_json(summary: BuildSummary, location: str) -> dict[str, Any]:
         "tokens_after": tally.tokens_after,
         "bytes": tally.num_bytes,
         "seconds": round(tally.seconds, 3),
+        "passed_over": dict(summary.plan.passed_over),
         "stopped_by": summary.stopped_by,
         "exit_code": summary.exit_code,
     }

@@ -96,10 +96,10 @@ class TokenCache:
         """Ask the index in SQL.
 
         Args:
-            sql: a condition such as ``"keep_ratio < 0.4 AND duration_seconds > 60"``, or a full
-                SELECT over the table ``index``.
+            sql: a condition such as ``"keep_ratio < 0.4 AND duration_seconds > 60"``, clauses
+                such as ``"ORDER BY fps LIMIT 3"``, or a full query of the table ``index``.
 
-            columns: what is selected when ``sql`` is a condition.
+            columns: what is selected when ``sql`` is no full query.
 
         Raises:
             QueryError: what DuckDB objects to, in one line.

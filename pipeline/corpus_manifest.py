@@ -6,13 +6,13 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from schemas.columns import scalars, stored_type
 from schemas.errors import CorpusError
 from schemas.index import INDEX_SCHEMA
 from schemas.video import Scalar
@@ -23,6 +23,11 @@ _INT64 = range(-(2**63), 2**63)
 _WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,17})")
 _DECIMAL = re.compile(r"-?(0|[1-9][0-9]{0,14})(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 _URI_NAMES = ("uri", "path")
+_MISSING = frozenset({"nan", "na", "n/a", "null", "none"})
+"""What programs write for a missing number, in small letters."""
+
+_PANDAS_INDEX = re.compile(r"__index_level_[0-9]+__")
+"""Names that pandas gives to row numbers it stores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +41,14 @@ class ManifestRow:
 
 
 def read_manifest(path: Path, name: str) -> Iterator[ManifestRow]:
-    """The rows of the manifest at ``path``, in order; only a CSV is held in memory as a whole.
+    """The rows of the manifest at ``path``, in order; only of a Parquet file few are in memory.
 
     Messages call it ``name``.
 
-    Values of a CSV become int, float or bool where the whole column is written so, and None where
-    they are empty; "007" and numbers too long for their type stay text.
+    Blanks round the fields of a CSV are dropped. Its values become int, float or bool where the
+    whole column is written so, and None where they are empty or, among numbers, NA or nan; "007"
+    and numbers too long for their type stay text. Parquet columns keep the type Parquet gives them
+    (pandas' row numbers are left out), lists and objects in JSON become lists and structs.
 
     Raises:
         CorpusError: a file, line, column or value that cannot be read, with its place.
@@ -105,21 +112,25 @@ def _scalar(where: str, name: str, value: object) -> Scalar:
                 f"{where}: column {name!r} holds {value!r}, which is not valid Unicode text. "
                 "Write it anew."
             ) from error
-    if value is None or isinstance(value, str | bool | float):
+    if value is None or isinstance(value, str | bool | float | pa.Scalar):
         return value
     if isinstance(value, int) and value in _INT64:
         return value
     raise CorpusError(
-        f"{where}: column {name!r} holds {value!r}, expected text, a 64-bit whole number, a "
-        "decimal number, true, false or null. Store anything else as text."
+        f"{where}: column {name!r} holds {value!r}, which is no 64-bit whole number. Store it as "
+        "text."
     )
 
 
 def _read_csv(path: Path, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    reader = csv.reader(io.StringIO(_decoded(name, path.read_bytes()), newline=""), strict=True)
+    text = io.StringIO(_decoded(name, path.read_bytes()), newline="")
+    reader = csv.reader(text, strict=True, skipinitialspace=True)
     rows: list[tuple[int, list[str]]] = []
     try:
-        rows.extend((reader.line_num, row) for row in reader if row)
+        for row in reader:
+            fields = [field.strip() for field in row]
+            if fields not in ([], [""]):
+                rows.append((reader.line_num, fields))
     except csv.Error as error:
         raise CorpusError(f"{name}, line {reader.line_num}: not valid CSV: {error}") from error
     if not rows:
@@ -127,6 +138,10 @@ def _read_csv(path: Path, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     _, names = rows.pop(0)
     if len(set(names)) != len(names):
         raise CorpusError(f"{name}, line 1: column names repeat: {names}")
+    if len(names) == 1 and (other := re.search(r"[;\t|]", names[0])):
+        raise CorpusError(
+            f"{name}, line 1: the columns are separated by {other[0]!r}. Save it with commas."
+        )
     _uri_column(f"{name}, line 1", names)
     for line, row in rows:
         if len(row) != len(names):
@@ -143,18 +158,41 @@ def _read_csv(path: Path, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _typed(texts: list[str]) -> list[Scalar]:
-    """One CSV column: of the first type in which all of it is written, None where empty."""
+    """One CSV column: of the first type in which all of it is written, None where empty.
+
+    The usual words for a missing number are empty in a column of numbers, and text in one of text;
+    nan is empty also where nothing else is written.
+    """
     given = [text for text in texts if text]
     if all(text.lower() in ("true", "false") for text in given):
         return [text.lower() == "true" if text else None for text in texts]
-    if all(_WHOLE.fullmatch(text) for text in given):
-        return [int(text) if text else None for text in texts]
-    if all(_DECIMAL.fullmatch(text) for text in given):
-        return [float(text) if text else None for text in texts]
+    numbers = [text for text in given if text.lower() not in _MISSING]
+    is_missing = [text.lower() in ("", *_MISSING) for text in texts]
+    if all(text.lower() == "nan" for text in given):
+        return [None] * len(texts)
+    for pattern, convert in ((_WHOLE, int), (_DECIMAL, float)):
+        if numbers and all(map(pattern.fullmatch, numbers)):
+            return [
+                None if missing else convert(text)
+                for text, missing in zip(texts, is_missing, strict=True)
+            ]
     return [text or None for text in texts]
 
 
 def _read_jsonl(path: Path, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    rows = list(_json_objects(path, name))
+    nested = {
+        column: None
+        for _, values in rows
+        for column, value in values.items()
+        if isinstance(value, dict | list)
+    }
+    for column in nested:
+        _type_nested(name, column, rows)
+    yield from rows
+
+
+def _json_objects(path: Path, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     with path.open("rb") as file:
         for line, content in enumerate(file, start=1):
             text = _decoded(name, content, line).removesuffix("\n")
@@ -172,18 +210,63 @@ def _read_jsonl(path: Path, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
             yield where, values
 
 
+def _type_nested(name: str, column: str, rows: list[tuple[str, dict[str, Any]]]) -> None:
+    """Give the objects or lists in one column of a .jsonl manifest the type that fits them all."""
+    own = [values for _, values in rows if column in values]
+    try:
+        array = pa.array([_without_empty_objects(values[column]) for values in own])
+        kind = stored_type(array.type)
+    except (pa.ArrowException, OverflowError, UnicodeError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise CorpusError(
+            f"{name}: the values of column {column!r} are not of one form: {reason}. Give them "
+            "one, or store them as text."
+        ) from error
+    if kind is None:
+        raise CorpusError(_not_carried(name, column, array.type))
+    for values, value in zip(own, scalars(array.cast(kind)), strict=True):
+        values[column] = value
+
+
+def _without_empty_objects(value: Any) -> Any:
+    """``value`` with null for objects without keys, at any depth: Parquet cannot hold them."""
+    if isinstance(value, dict):
+        return {key: _without_empty_objects(inner) for key, inner in value.items()} or None
+    return [_without_empty_objects(inner) for inner in value] if isinstance(value, list) else value
+
+
 def _read_parquet(path: Path, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         with pq.ParquetFile(path) as file:
-            names = file.schema_arrow.names
+            names = [n for n in file.schema_arrow.names if not _PANDAS_INDEX.fullmatch(n)]
             if len(set(names)) != len(names):
                 raise CorpusError(f"{name}: column names repeat: {names}")
             _uri_column(name, names)
-            rows = chain.from_iterable(batch.to_pylist() for batch in file.iter_batches())
-            for number, values in enumerate(rows, start=1):
-                yield f"{name}, row {number}", values
-    except pa.ArrowException as error:
-        raise CorpusError(f"{name} is not a valid Parquet file: {error}") from error
+            schema = pa.schema([_carried(name, file.schema_arrow.field(n)) for n in names])
+            number = 0
+            for batch in file.iter_batches(columns=names):
+                columns = [scalars(batch[n].cast(schema.field(n).type)) for n in names]
+                for values in zip(*columns, strict=True):
+                    number += 1
+                    yield f"{name}, row {number}", dict(zip(names, values, strict=True))
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise CorpusError(
+            f"{name} is not a valid Parquet file: {' '.join(str(error).split())}"
+        ) from error
+
+
+def _carried(name: str, field: pa.Field) -> pa.Field:
+    kind = stored_type(field.type)
+    if kind is None:
+        raise CorpusError(_not_carried(name, field.name, field.type))
+    return pa.field(field.name, kind)
+
+
+def _not_carried(name: str, column: str, kind: pa.DataType) -> str:
+    return (
+        f"{name}: column {column!r} is of type {kind}, which the index cannot hold. Store it as a "
+        "number or as text, or leave it out."
+    )
 
 
 def _decoded(name: str, content: bytes, first_line: int = 1) -> str:

@@ -3,9 +3,7 @@
 import fnmatch
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
-
-from schemas.errors import CorpusError
+from collections.abc import Callable, Mapping, Sequence
 
 VIDEO_SUFFIXES = frozenset(
     {".3g2", ".3gp", ".asf", ".avi", ".f4v", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"}
@@ -13,9 +11,16 @@ VIDEO_SUFFIXES = frozenset(
 )
 """What counts as a video in a folder, in any case; a file named by itself may have any suffix."""
 
+LIST_SUFFIXES = frozenset(
+    {".feather", ".json", ".list", ".lst", ".m3u", ".ndjson", ".ods", ".orc", ".tab", ".toml"}
+    | {".tsv", ".txt", ".xls", ".xlsx", ".xml", ".yaml", ".yml"}
+)
+"""Lists in forms that are not read as manifests, and never videos."""
+
 Takes = Callable[[Sequence[str]], bool]
 """Asked about the names of a path below the searched folder."""
 
+_MAX_TOLD = 8
 _SUFFIXES = tuple(VIDEO_SUFFIXES)
 _MAGIC = re.compile(r"[*?\[]")
 _UNPRINTABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})
@@ -58,16 +63,35 @@ def matches(names: Sequence[str], wanted: Sequence[str]) -> bool:
     return fnmatch.fnmatchcase(names[0], wanted[0]) and matches(names[1:], wanted[1:])
 
 
-def check_id(video_id: str, path: str) -> None:
-    """Look whether the id of the video at ``path`` can be printed.
+def suffix_of(name: str) -> str:
+    """What a file is counted by that is no video: its suffix in small letters, "" for none."""
+    stem, _, suffix = name.rpartition(".")
+    return f".{suffix.lower()}" if stem and suffix.isalnum() else ""
 
-    Raises:
-        CorpusError: it cannot.
+
+def told_by_suffix(counts: Mapping[str, int]) -> str:
+    """Counts of files by suffix in a few words, the most frequent first.
+
+    >>> told_by_suffix({".gif": 12, "": 1})
+    '12 .gif, 1 without suffix'
     """
-    if not video_id.isprintable() and any(
-        unicodedata.category(letter) in _UNPRINTABLE for letter in video_id
-    ):
-        raise CorpusError(
-            f"video_id {video_id!r} ({path!r}) holds control characters or is not valid UTF-8. "
-            "Rename the file, or name the video in a manifest with the columns video_id and uri."
-        )
+    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    parts = [f"{count} {suffix or 'without suffix'}" for suffix, count in ranked[:_MAX_TOLD]]
+    left = sum(count for _, count in ranked[_MAX_TOLD:])
+    return ", ".join([*parts, f"{left} others"] if left else parts)
+
+
+def printable_id(name: str) -> str:
+    r"""``name`` with escapes for control characters and for bytes that are not UTF-8.
+
+    >>> printable_id("two\nlines.mp4")
+    'two\\nlines.mp4'
+    """
+    if name.isprintable():
+        return name
+    return "".join(
+        letter.encode("unicode_escape").decode()
+        if unicodedata.category(letter) in _UNPRINTABLE
+        else letter
+        for letter in name
+    )

@@ -2,12 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-Scalar = str | int | float | bool | None
-"""What a further manifest column may hold."""
+if TYPE_CHECKING:  # a decode child has no use for Arrow
+    import pyarrow as pa
+
+Scalar: TypeAlias = "str | int | float | bool | pa.Scalar | None"
+"""A value of a further manifest column; what is no text, bool, int64 or double keeps its type."""
 
 
 @dataclass(frozen=True, slots=True)

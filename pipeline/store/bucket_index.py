@@ -20,8 +20,7 @@ from pipeline.store.fragment import (
     fragment_names,
 )
 from pipeline.store.index import MAX_LISTINGS, Index, link_to_nothing, row_at, vanishing
-from pipeline.store.loose import MERGE_COLUMNS, join_tables
-from pipeline.store.merge import Fragment, merge_fragments
+from pipeline.store.merge import MERGE_COLUMNS, join_tables, merge_fragments, merge_tables
 from pipeline.store.parts import IndexParts, bucket_winners, loose_winners, read_parts
 from pipeline.store.query import query_files, query_table
 from schemas.errors import QueryError, VideoNotCachedError
@@ -78,7 +77,7 @@ class BucketIndex:
         self._parts = parts
         self._columns = columns
         self._counts: tuple[int, int] | None = None
-        self._like: tuple[IndexParts, Fragment] | None = None
+        self._like: tuple[IndexParts, pa.Table] | None = None
         self._open: OrderedDict[str, BucketFile] = OrderedDict()
         self._lock = RLock()
 
@@ -166,7 +165,7 @@ class BucketIndex:
     def _query_files(self, parts: IndexParts, sql: str, columns: str) -> pa.Table:
         names = parts.buckets.values()
         paths = [self._storage.where(fragment_file(name)) for name in names]
-        overlay = join_tables([self._no_rows(parts).table, *loose_winners(self._storage, parts)])
+        overlay = join_tables([self._no_rows(parts), *loose_winners(self._storage, parts)])
         try:
             return query_files(paths, overlay, sql, columns=columns)
         except QueryError:
@@ -187,18 +186,19 @@ class BucketIndex:
         theirs = self._file(name).find(video_id) if name else None
         if not parts.has_loose and theirs is not None and theirs.num_rows <= 1:
             return theirs if theirs.num_rows else None
-        rows = parts.loose.fragments(parts.loose.of_video(video_id))
-        if theirs is not None and theirs.num_rows:
-            rows.append(Fragment(name, theirs))
-        return merge_fragments([self._no_rows(parts), *rows]) if rows else None
+        rows = [parts.loose.rows(parts.loose.of_video(video_id))]
+        rows += [theirs] if theirs is not None else []
+        if not any(table.num_rows for table in rows):
+            return None
+        return merge_tables([self._no_rows(parts), *rows])
 
-    def _no_rows(self, parts: IndexParts) -> Fragment:
+    def _no_rows(self, parts: IndexParts) -> pa.Table:
         """No rows, with all further columns: buckets have the same ones, loose rows maybe more."""
         if self._like is None or self._like[0] is not parts:
             tables = [parts.loose.table.slice(0, 0)]
             if parts.buckets:
                 tables.append(self._file(next(iter(parts.buckets.values()))).empty)
-            self._like = parts, Fragment("", join_tables(tables))
+            self._like = parts, join_tables(tables)
         return self._like[1]
 
     def _tables(self, columns: Sequence[str] | None) -> Iterator[pa.Table]:

@@ -25,8 +25,8 @@ from pipeline.store.fragment import (
     read_fragment,
 )
 from pipeline.store.handover import begin_grace, publish_fragment, retire_fragments
-from pipeline.store.loose import MERGE_COLUMNS, LooseRows, join_tables
-from pipeline.store.merge import Fragment
+from pipeline.store.loose import LooseRows
+from pipeline.store.merge import MERGE_COLUMNS, Fragment, join_tables
 from pipeline.store.parts import single_buckets
 
 ROWS_AT_ONCE = 1_000_000
@@ -96,8 +96,8 @@ def _plan_bucket(storage: Storage, plan: BucketMerge, loose: LooseRows, bucket: 
     settled = loose.settle(places, theirs, columns=columns)
     num_rows, num_left = len(places), settled.winners.num_rows
     if theirs is not None:
-        num_rows += theirs.table.num_rows
-        plan.fading |= _shards(theirs.table)
+        num_rows += theirs.num_rows
+        plan.fading |= _shards(theirs)
     plan.fading |= _shards(loose.rows(places, columns))
     plan.used |= _shards(settled.winners) | _shards(settled.witnesses)
     plan.num_rows += num_left
@@ -143,7 +143,6 @@ def _replace_bucket(storage: Storage, plan: BucketMerge, loose: LooseRows, bucke
     is_doubtful = pc.is_in(settled.winners["video_id"], value_set=doubtful)
     new = set()
     if len(doubtful):
-        # Between rows equally old the later place in the fragment decides.
         rows = join_tables([settled.witnesses, settled.winners.filter(is_doubtful)])
         new.add(publish_fragment(storage, _conformed(rows, plan.schema)))
     rows = settled.winners.filter(pc.invert(is_doubtful))
@@ -163,9 +162,9 @@ def _conformed(rows: pa.Table, schema: pa.Schema) -> pa.Table:
 
 def _read_bucket(
     storage: Storage, plan: BucketMerge, bucket: int, columns: list[str] | None
-) -> Fragment | None:
+) -> pa.Table | None:
     name = plan.bucket_names.get(bucket)
-    return Fragment(name, read_fragment(storage, name, columns)) if name else None
+    return read_fragment(storage, name, columns) if name else None
 
 
 def _passes(

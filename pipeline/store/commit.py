@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeline.storage import Storage
 from pipeline.store.fragment import fragment_file, pack_fragment, read_fragment
+from pipeline.store.index import row_at
 from pipeline.store.record import VideoRecord
 from pipeline.store.shard import write_shard
 from schemas.index import IndexRow
@@ -74,8 +75,9 @@ def commit_videos(storage: Storage, entries: Sequence[PendingVideo | IndexRow]) 
     data = pack_fragment(rows)
     while not storage.create(fragment_file(name), [data]):
         with suppress(FileNotFoundError):  # compaction merged it away: commit again
-            by_id = {row["video_id"]: row for row in read_fragment(storage, name).to_pylist()}
-            return [IndexRow.from_record(by_id[row.video_id]) for row in rows]
+            table = read_fragment(storage, name)
+            place_of = {name: place for place, name in enumerate(table["video_id"].to_pylist())}
+            return [row_at(table, place_of[row.video_id], row.video_id) for row in rows]
     return rows
 
 

@@ -28,8 +28,10 @@ from pipeline.store.manifest import read_manifest
 from pipeline.store.merge import merge_fragments
 from pipeline.store.reader import MEND
 from pipeline.store.verify import VerifyFinding
+from schemas.columns import scalars, stored_type
 from schemas.errors import IndexCorruptError
 from schemas.index import INDEX_SCHEMA, IndexRow
+from schemas.video import Scalar
 
 LAST_NS = 2**63 - 1
 """No row can be younger than one of this time."""
@@ -150,17 +152,24 @@ def _damaged_row(row: pa.Table, finding: VerifyFinding, fingerprint: str) -> Ind
         writer=f"{socket.gethostname()}:{os.getpid()}",
         error_kind=finding.error_kind,
         error_message=finding.error.removesuffix(MEND).rstrip(),
-        extra={name: _value(row, name) for name in further},
+        extra={name: _further_value(row[name]) for name in further},
     )
 
 
 def _value(row: pa.Table, name: str) -> Any:
-    """A value of ``row``; None for one that cannot be read, or that no corpus can have given."""
+    """A value of ``row``, None for one that cannot be read."""
     try:
-        value = row[name][0].as_py()
+        return row[name][0].as_py()
     except (ValueError, OverflowError):
         return None
-    return value if isinstance(value, str | int | float) else None
+
+
+def _further_value(column: pa.ChunkedArray) -> Scalar:
+    """The one value of a further column, None for what no corpus can have given."""
+    try:
+        return scalars(column.combine_chunks())[0] if stored_type(column.type) else None
+    except ValueError:
+        return None
 
 
 def _name(rows: Sequence[IndexRow]) -> str:

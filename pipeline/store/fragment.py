@@ -20,6 +20,7 @@ from pipeline.store.fragment_checks import (
     largest_group_bytes,
     unreadable,
 )
+from schemas.columns import column_of, joined_type, type_of
 from schemas.errors import CacheError, IndexCorruptError
 from schemas.index import INDEX_SCHEMA, IndexRow
 from schemas.video import Scalar
@@ -109,7 +110,7 @@ def _packed(table: pa.Table, group_rows: int, for_scans: bool) -> pa.Buffer:
 
 
 def rows_to_table(rows: Sequence[IndexRow]) -> pa.Table:
-    """One Arrow row per index row; a further column of mixed types is stored as text.
+    """One Arrow row per index row; a further column whose types do not join is stored as text.
 
     Raises:
         CacheError: a further column has the name of a column of the index.
@@ -127,10 +128,10 @@ def rows_to_table(rows: Sequence[IndexRow]) -> pa.Table:
 
 
 def _column(values: Sequence[Scalar]) -> pa.Array:
-    kinds = {type(value) for value in values if value is not None}
+    kind = joined_type(map(type_of, values))
     try:
-        if len(kinds) <= 1 or kinds == {int, float}:
-            return pa.array(values)
+        if kind is not None:
+            return column_of(values, kind)
     except (pa.ArrowInvalid, OverflowError):
         pass
     return pa.array([None if value is None else str(value) for value in values], pa.string())

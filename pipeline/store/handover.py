@@ -63,8 +63,7 @@ def retire_fragments(
 
     Shards are touched last of all before the removal, so that however long publishing took, the
     grace period begins when the last row goes. What is new is flushed after that and before the
-    first removal, also where a second compaction has published it. A tie between equal rows goes
-    to the greater name, so that name goes last.
+    first removal, also where a second compaction has published it.
 
     Args:
         storage: where the cache lies.

@@ -8,17 +8,17 @@ from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.storage import Storage
-from pipeline.store.fragment import fragment_file, fragment_names, read_fragment
-from pipeline.store.merge import Fragment, merge_fragments
+from pipeline.store.fragment import fragment_file, fragment_names, read_fragment, read_head
+from pipeline.store.merge import Fragment, join_tables, merge_fragments
 from pipeline.store.query import query_table
 from schemas.errors import IndexCorruptError, VideoNotCachedError
-from schemas.index import IndexRow
+from schemas.index import INDEX_SCHEMA, IndexRow
 
 _NUM_SUGGESTIONS = 3
 _NUM_NEIGHBOURS = 100
@@ -120,18 +120,41 @@ def row_at(table: pa.Table, position: int, video_id: str) -> IndexRow:
     """
     try:
         columns = zip(table.column_names, table.columns, strict=True)
-        return IndexRow.from_record({name: c[position].as_py() for name, c in columns})
+        return IndexRow.from_record({name: _value(name, c[position]) for name, c in columns})
     except (ValueError, OverflowError) as error:
         raise IndexCorruptError(f"video {video_id!r}: {error}") from error
 
 
+def _value(name: str, value: pa.Scalar) -> Any:
+    """A value as Python's own; one of a further column that Python cannot hold as it is."""
+    try:
+        return value.as_py()
+    except (ValueError, OverflowError):  # a time of nanoseconds, or of another era
+        if name in INDEX_SCHEMA.names:
+            raise
+        return value
+
+
 def read_index(storage: Storage) -> pa.Table:
-    """All fragments of a cache as one table, by the rule of ``merge_fragments``.
+    """All fragments of a cache as one table, by the rule of ``merge_tables``.
 
     Raises:
         IndexCorruptError: a fragment cannot be read; the message names it.
     """
     return merge_fragments(read_fragments(storage))
+
+
+def index_schema(storage: Storage) -> pa.Schema:
+    """The columns that ``read_index`` would give; only footers of fragments are read for it.
+
+    Raises:
+        IndexCorruptError: a fragment cannot be read; the message names it.
+    """
+    heads, damage = scan_names(storage, partial(read_head, storage))
+    if damage:
+        raise next(iter(damage.values()))
+    schemas = {str(head.schema): head.schema for head in heads.values()}
+    return join_tables([schema.empty_table() for schema in schemas.values()]).schema
 
 
 def read_fragments(storage: Storage, *, known: Collection[str] = ()) -> list[Fragment]:

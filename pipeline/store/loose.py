@@ -13,11 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.store.fragment import NUM_BUCKETS, buckets_of
-from pipeline.store.merge import Fragment, Places, join_fragments
-from schemas.index import INDEX_SCHEMA
-
-MERGE_COLUMNS = ("video_id", "status", "content_sha256", "created_ns", "shard")
-"""Columns that decide which row of a video counts."""
+from pipeline.store.merge import Fragment, Places, join_tables, judge_rows
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,7 +25,7 @@ class SettledRows:
 
 
 class LooseRows:
-    """The rows of some fragments in one ``table``, and which fragment each comes from.
+    """The rows of some fragments in one ``table``.
 
     Args:
         fragments: all with every column, or all with the same few columns of the index.
@@ -38,9 +34,6 @@ class LooseRows:
     def __init__(self, fragments: Sequence[Fragment]) -> None:
         # Rows are taken again and again, which in a table of many chunks costs as much as they are.
         self.table = join_tables([fragment.table for fragment in fragments]).combine_chunks()
-        self._names = [fragment.name for fragment in fragments]
-        sizes = [fragment.table.num_rows for fragment in fragments]
-        self._origin = np.repeat(np.arange(len(sizes)), sizes)
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -72,48 +65,33 @@ class LooseRows:
         table = self.table if columns is None else self.table.select(columns)
         return table if len(places) == len(self) else table.take(pa.array(places, pa.uint64()))
 
-    def fragments(self, places: Places, columns: list[str] | None = None) -> list[Fragment]:
-        """The rows at ``places``, which ascend, as fragments with the names they had."""
-        origin = self._origin[places]
-        rows = self.rows(places, columns)
-        numbers, begins = np.unique(origin, return_index=True)
-        ends = np.append(begins[1:], len(origin))[: len(begins)]
-        return [
-            Fragment(self._names[number], rows.slice(begin, end - begin))
-            for number, begin, end in zip(numbers, begins, ends, strict=True)
-        ]
-
     def settle(
-        self, places: Places, theirs: Fragment | None = None, *, columns: list[str] | None = None
+        self, places: Places, theirs: pa.Table | None = None, *, columns: list[str] | None = None
     ) -> SettledRows:
-        """What counts of the rows at ``places`` and of ``theirs``, by ``merge_fragments``'s rule.
+        """What counts of the rows at ``places`` and of ``theirs``, by ``merge_tables``'s rule.
 
         Only videos with several rows are judged, so that much memory is needed for few.
 
         Args:
             places: ascending.
-            theirs: a fragment with the same columns.
+            theirs: rows of a bucket's fragment, with the same columns.
             columns: of the index, with ``MERGE_COLUMNS``; None for all there are.
         """
         mine = self.rows(places, columns)
-        parts = [mine] if theirs is None else [mine, theirs.table]
+        parts = [mine] if theirs is None else [mine, theirs]
         disputed = _repeated([part["video_id"] for part in parts])
         if not len(disputed):
             return SettledRows(join_tables(parts), mine.slice(0, 0))
         is_disputed = [_is_in(part["video_id"], disputed) for part in parts]
-        contest = self.fragments(places[is_disputed[0]], columns)
-        if theirs is not None:
-            contest.append(Fragment(theirs.name, theirs.table.filter(pa.array(is_disputed[1]))))
-        judged = join_fragments(contest)
-        names = [name for name in judged.table.column_names if name in _names_of(parts)]
-        rows = judged.table.select(names)
-        winners = rows.take(pa.array(judged.winners))
+        judged = judge_rows(
+            [part.filter(pa.array(known)) for part, known in zip(parts, is_disputed, strict=True)]
+        )
+        winners = judged.table.take(pa.array(judged.winners))
         undisputed = [
             part.filter(pa.array(~known)) for part, known in zip(parts, is_disputed, strict=True)
         ]
-        return SettledRows(
-            join_tables([*undisputed, winners]), rows.take(pa.array(judged.witnesses))
-        )
+        witnesses = judged.table.take(pa.array(judged.witnesses))
+        return SettledRows(join_tables([*undisputed, winners]), witnesses)
 
     @cached_property
     def _by_bucket(self) -> tuple[Places, npt.NDArray[np.int64]]:
@@ -125,19 +103,6 @@ class LooseRows:
     def _by_id(self) -> tuple[pa.ChunkedArray, Places]:
         order = pc.sort_indices(self.table["video_id"])
         return self.table["video_id"].take(order), order.to_numpy()
-
-
-def join_tables(tables: Sequence[pa.Table]) -> pa.Table:
-    """All rows of ``tables`` in turn; further columns and their types are joined as in merging."""
-    if not tables:
-        return INDEX_SCHEMA.empty_table()
-    if all(table.schema.equals(tables[0].schema) for table in tables):
-        return pa.concat_tables(tables)
-    return join_fragments([Fragment("", table) for table in tables]).table
-
-
-def _names_of(tables: Sequence[pa.Table]) -> set[str]:
-    return {name for table in tables for name in table.column_names}
 
 
 def _repeated(ids: Sequence[pa.ChunkedArray]) -> pa.Array:

@@ -1,13 +1,18 @@
 """``manifest.json``: written once, by whoever comes first, and equal for everybody after."""
 
 from pipeline.storage import Storage
+from pipeline.storage.base import TEMPORARY_SUFFIX
 from pipeline.store.fragment import FRAGMENT_SUFFIX, INDEX_FOLDER
+from pipeline.store.shard import SHARD_FOLDER
 from schemas.errors import CacheError, CacheNotFoundError, IndexCorruptError
 from schemas.manifest import Manifest
 
 MANIFEST_NAME = "manifest.json"
 
 _MAX_BYTES = 2**20
+
+_LITTER = frozenset({".DS_Store", ".directory", "Thumbs.db", "desktop.ini", "lost+found"})
+"""What systems leave in folders by themselves."""
 
 
 def create_or_check(storage: Storage, manifest: Manifest) -> Manifest:
@@ -39,6 +44,28 @@ def _refuse_orphaned_index(storage: Storage) -> None:
         raise IndexCorruptError(
             f"{storage.location} has an index and no {MANIFEST_NAME}: what made its videos is "
             "unknown. Restore the file, or build into an empty folder."
+        )
+
+
+def require_room_for_cache(storage: Storage) -> None:
+    """See that a cache may begin here: nothing stands in the folder but what caches are made of.
+
+    Raises:
+        CacheError: it holds other files.
+    """
+    known = {MANIFEST_NAME, INDEX_FOLDER, SHARD_FOLDER, *_LITTER}
+    names = [file.name for file in storage.files("")]
+    others = [
+        name
+        for name in names
+        if name not in known and not name.endswith(TEMPORARY_SUFFIX) and not name.startswith("._")
+    ]
+    if others:
+        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+        raise CacheError(
+            f"{storage.location} is no cache and not empty: it holds "
+            f"{', '.join(map(repr, others[:3]))}{more}. Give --out a new or empty folder, or that "
+            "of an earlier build."
         )
 
 

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from schemas.columns import common_type
 from schemas.index import INDEX_SCHEMA
 
 Places = npt.NDArray[np.uint64]
 """Places of rows in a table."""
 
 Bools = npt.NDArray[np.bool_]
+Ints = npt.NDArray[np.int64]
+
+MERGE_COLUMNS = ("video_id", "status", "content_sha256", "created_ns", "shard", "writer")
+"""Columns that decide which row of a video counts, but between rows that agree in all of them."""
+
+_TIE_COLUMNS = ("shard", "status", "content_sha256", "writer")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fragment:
-    """A fragment as read; ``name`` breaks ties."""
+    """A fragment as read."""
 
     name: str
     table: pa.Table
@@ -41,46 +50,57 @@ class JoinedRows:
 
 
 def merge_fragments(fragments: Sequence[Fragment]) -> pa.Table:
+    """The rows of all fragments by the rule of ``merge_tables``."""
+    return merge_tables([fragment.table for fragment in fragments])
+
+
+def merge_tables(tables: Sequence[pa.Table]) -> pa.Table:
     """One table with one row per video, ordered by ``video_id``, further columns by name.
 
     A failure ("failed", "quarantined") does not count when the same video has a committed row of
     the same content, or when the failure never learnt its content; a committed row older than a
     "damaged" one has no such say. Of the rows that count the latest ``created_ns`` wins; ties go
-    to the greater shard name, then fragment name, then place in the fragment.
+    to what the rows hold, never to where they stand: the greater shard name, then status, content
+    and writer, then the other columns by name. The layout follows from them.
     """
-    rows = join_fragments(fragments)
+    rows = judge_rows(tables)
     return rows.table.take(pa.array(rows.winners)).combine_chunks()
 
 
-def join_fragments(fragments: Sequence[Fragment]) -> JoinedRows:
-    """All rows of ``fragments`` in turn, judged by the rule of ``merge_fragments``."""
-    schema = _common_schema([fragment.table for fragment in fragments])
-    tables = [_conformed(fragment.table, schema) for fragment in fragments]
-    table = pa.concat_tables(tables or [schema.empty_table()]).combine_chunks()
+def judge_rows(tables: Sequence[pa.Table]) -> JoinedRows:
+    """All rows of ``tables`` in turn, judged by the rule of ``merge_tables``."""
+    table = _joined(tables).combine_chunks()
     order = pc.sort_indices(table["video_id"]).to_numpy()
     codes = _video_codes(table["video_id"], order)
     if codes.size == 0 or codes[-1] + 1 == codes.size:
         return JoinedRows(table, order, order[:0])
-    names = [name for f in fragments for name in [f.name] * f.table.num_rows]
-    return JoinedRows(table, *_contest(table, order, codes, names))
+    return JoinedRows(table, *_contest(table, order, codes))
+
+
+def join_tables(tables: Sequence[pa.Table]) -> pa.Table:
+    """All rows of ``tables`` in turn; further columns and their types are joined as in merging."""
+    if tables and all(table.schema.equals(tables[0].schema) for table in tables):
+        return pa.concat_tables(tables)
+    return _joined(tables)
+
+
+def _joined(tables: Sequence[pa.Table]) -> pa.Table:
+    schema = _common_schema(tables)
+    parts = [_conformed(table, schema) for table in tables]
+    return pa.concat_tables(parts or [schema.empty_table()])
 
 
 def _common_schema(tables: Sequence[pa.Table]) -> pa.Schema:
+    """The columns of the index that the first of ``tables`` has, further ones of all by name."""
     further: dict[str, pa.DataType] = {}
     for table in tables:
-        for field in list(table.schema)[len(INDEX_SCHEMA) :]:
-            known = further.setdefault(field.name, field.type)
-            further[field.name] = _common_type(known, field.type)
-    return pa.schema([*INDEX_SCHEMA, *(pa.field(name, further[name]) for name in sorted(further))])
-
-
-def _common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType:
-    if one.equals(other) or pa.types.is_null(other):
-        return one
-    if pa.types.is_null(one):
-        return other
-    numbers = (pa.int64(), pa.float64())
-    return pa.float64() if one in numbers and other in numbers else pa.string()
+        for field in table.schema:
+            if field.name not in INDEX_SCHEMA.names:
+                known = further.setdefault(field.name, field.type)
+                further[field.name] = common_type(known, field.type) or pa.string()
+    known_names = tables[0].column_names if tables else INDEX_SCHEMA.names
+    fixed = [field for field in INDEX_SCHEMA if field.name in known_names]
+    return pa.schema([*fixed, *(pa.field(name, further[name]) for name in sorted(further))])
 
 
 def _conformed(table: pa.Table, schema: pa.Schema) -> pa.Table:
@@ -95,10 +115,12 @@ def _conformed_column(table: pa.Table, field: pa.Field) -> pa.ChunkedArray | pa.
     column = table[field.name]
     if column.type.equals(field.type):
         return column
+    if pa.types.is_string(field.type) and pa.types.is_nested(column.type):
+        return pa.array(map(_json_text, column), pa.string())
     return column.cast(field.type, safe=False)  # beyond 2**53 doubles are rounded
 
 
-def _video_codes(ids: pa.ChunkedArray, order: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
+def _video_codes(ids: pa.ChunkedArray, order: npt.NDArray[np.uint64]) -> Ints:
     """Number the videos 0, 1, ... along ``order``; rows of one video share a number."""
     ordered = ids.take(pa.array(order)).combine_chunks()
     if len(ordered) == 0:
@@ -107,14 +129,11 @@ def _video_codes(ids: pa.ChunkedArray, order: npt.NDArray[np.uint64]) -> npt.NDA
     return np.concatenate([[0], np.cumsum(changes)]).astype(np.int64)
 
 
-def _contest(
-    table: pa.Table, order: Places, codes: npt.NDArray[np.int64], names: Sequence[str]
-) -> tuple[Places, Places]:
+def _contest(table: pa.Table, order: Places, codes: Ints) -> tuple[Places, Places]:
     """The winners, in the order of ``codes``, and the witnesses among the rows ``order``."""
     is_single = np.bincount(codes)[codes] == 1
     several, theirs = order[~is_single], codes[~is_single]
-    part = table.select(["status", "content_sha256", "created_ns", "shard"])
-    part = part.take(pa.array(several))
+    part = table.select(list(MERGE_COLUMNS)).take(pa.array(several))
     is_ok = pc.equal(part["status"], "ok").to_numpy()
     is_damaged = pc.equal(part["status"], "damaged").to_numpy()
     created = part["created_ns"].to_numpy()
@@ -123,16 +142,8 @@ def _contest(
     contents = np.where(is_unknown, -1, _ranks(part["content_sha256"]))
     is_failure = ~(is_ok | is_damaged)
     is_void = _void_failures(is_failure, is_ok & ~is_lost, contents, theirs)
-    ranked = np.lexsort(
-        (
-            several,
-            _ranks(pa.chunked_array([[names[row] for row in several.tolist()]], pa.string())),
-            _ranks(part["shard"]),
-            created,
-            ~is_void,
-            theirs,
-        )
-    )
+    keys = (theirs, ~is_void, created, *(_ranks(part[name]) for name in _TIE_COLUMNS))
+    ranked = _by_the_rest(table, several, np.lexsort(keys[::-1]), keys)
     wins = ranked[np.append(np.diff(theirs[ranked]) != 0, True)]
     winner = wins[np.searchsorted(theirs[wins], theirs)]
     is_outweighed_by_winner = is_ok[winner] & (is_unknown | (contents == contents[winner]))
@@ -145,9 +156,7 @@ def _contest(
     return winners[np.argsort(winning_codes)], several[is_witness]
 
 
-def _latest(
-    created: npt.NDArray[np.int64], is_damaged: Bools, codes: npt.NDArray[np.int64]
-) -> npt.NDArray[np.int64]:
+def _latest(created: Ints, is_damaged: Bools, codes: Ints) -> Ints:
     """For each row when the last "damaged" row of its video was made, the least time if none."""
     latest = np.full(codes[-1] + 1, np.iinfo(np.int64).min)
     np.maximum.at(latest, codes[is_damaged], created[is_damaged])
@@ -157,8 +166,8 @@ def _latest(
 def _void_failures(
     is_failure: Bools,
     is_standing: Bools,
-    contents: npt.NDArray[np.int64],
-    codes: npt.NDArray[np.int64],
+    contents: Ints,
+    codes: Ints,
 ) -> Bools:
     """Failures that a standing row, committed and not lost since, outweighs whatever their age.
 
@@ -171,7 +180,34 @@ def _void_failures(
     return void
 
 
-def _ranks(values: pa.ChunkedArray) -> npt.NDArray[np.int64]:
-    """Integers in the order of the strings; null is 0."""
-    filled = pc.fill_null(values, "")
-    return np.unique(filled.to_numpy().astype(str), return_inverse=True)[1].astype(np.int64)
+def _by_the_rest(
+    table: pa.Table, places: Places, ranked: npt.NDArray[np.intp], keys: Sequence[npt.NDArray[Any]]
+) -> npt.NDArray[np.intp]:
+    """``ranked``, where rows with equal ``keys`` are put in order by the columns not among them."""
+    is_equal = np.ones(len(ranked) - 1, np.bool_)
+    for key in keys:
+        is_equal &= key[ranked[1:]] == key[ranked[:-1]]
+    is_tied = np.append(is_equal, False) | np.append(False, is_equal)
+    if not is_tied.any():
+        return ranked
+    tied = ranked[is_tied]
+    runs = np.append(0, np.cumsum(~is_equal))[is_tied]
+    names = sorted({*table.column_names} - {*MERGE_COLUMNS, "layout"})
+    rows = table.select(names).take(pa.array(places[tied]))
+    order = np.lexsort((*(_ranks(column) for column in rows.columns[::-1]), runs))
+    result = ranked.copy()
+    result[is_tied] = tied[order]
+    return result
+
+
+def _ranks(values: pa.ChunkedArray) -> Ints:
+    """Integers in the order of the values, equal for equal ones; null is 0."""
+    try:
+        ranks = pc.rank(values, tiebreaker="dense")
+    except pa.ArrowNotImplementedError:
+        return _ranks(pa.chunked_array([[_json_text(value) for value in values]], pa.string()))
+    return np.where(values.is_null(), 0, ranks).astype(np.int64)
+
+
+def _json_text(value: pa.Scalar) -> str | None:
+    return json.dumps(value.as_py(), sort_keys=True, default=str) if value.is_valid else None

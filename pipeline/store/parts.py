@@ -86,7 +86,7 @@ def bucket_winners(
     theirs = None
     if bucket in parts.buckets:
         name = parts.buckets[bucket]
-        theirs = Fragment(name, read_fragment(storage, name, columns))
+        theirs = read_fragment(storage, name, columns)
     return parts.loose.settle(parts.loose.in_bucket(bucket), theirs, columns=columns).winners
 
 
@@ -107,7 +107,7 @@ def loose_winners(storage: Storage, parts: IndexParts) -> Iterator[pa.Table]:
 
 def _rows_in_bucket(
     storage: Storage, parts: IndexParts, bucket: int, ids: pa.Array
-) -> Fragment | None:
+) -> pa.Table | None:
     """The rows of the videos ``ids`` in their bucket's fragment, read whole only if it has some."""
     if bucket not in parts.buckets:
         return None
@@ -116,7 +116,7 @@ def _rows_in_bucket(
     if not pc.any(pc.is_in(theirs, value_set=ids)).as_py():
         return None
     table = read_fragment(storage, name)
-    return Fragment(name, table.filter(pc.is_in(table["video_id"], value_set=ids)))
+    return table.filter(pc.is_in(table["video_id"], value_set=ids))
 
 
 def single_buckets(names: list[str]) -> dict[int, str]:

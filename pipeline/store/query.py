@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -13,9 +12,8 @@ from schemas.errors import QueryError
 if TYPE_CHECKING:
     import duckdb
 
-_IS_STATEMENT = re.compile(r"[\s(]*(select|with)\b", re.IGNORECASE)
-
-_LOCKS = {
+_SETTINGS = {
+    "TimeZone": "'UTC'",
     "python_enable_replacements": "false",
     "enable_external_access": "false",
     "autoinstall_known_extensions": "false",
@@ -24,10 +22,10 @@ _LOCKS = {
 }
 """Settings after which a query can neither read nor write a file, nor undo them."""
 
-
-def is_select(sql: str) -> bool:
-    """Whether ``sql`` is a whole statement, and not the condition of a WHERE clause."""
-    return _IS_STATEMENT.match(sql) is not None
+_EXPECTED = (
+    "expected one SELECT over index (or FROM, WITH, VALUES, PIVOT, DESCRIBE, SUMMARIZE, EXPLAIN), "
+    "or a condition such as keep_ratio < 0.4"
+)
 
 
 def query_table(table: pa.Table, sql: str, *, columns: str = "*") -> pa.Table:
@@ -35,9 +33,13 @@ def query_table(table: pa.Table, sql: str, *, columns: str = "*") -> pa.Table:
 
     Args:
         table: the index.
-        sql: a SELECT (or WITH ... SELECT) over ``index``, or the condition of a WHERE clause,
-            which may be followed by ORDER BY and LIMIT.
-        columns: what is selected when ``sql`` is a condition.
+        sql: one statement that DuckDB takes for a query; or what follows FROM index, such as
+            ORDER BY and LIMIT; or the condition of a WHERE clause and what follows it.
+        columns: what is selected when ``sql`` is no whole statement.
+
+    Returns:
+        The answer. Where two columns have one name, the later one is named as DuckDB names it in
+        a table: ``video_id_1``.
 
     Raises:
         QueryError: what DuckDB objects to, in one line, or SQL that is not one query.
@@ -83,15 +85,13 @@ def _ask(
 
     if not sql.strip():
         raise QueryError("the query is empty; expected a condition such as keep_ratio < 0.4")
-    statement = sql if is_select(sql) else f"SELECT {columns} FROM index WHERE {sql}"
     with duckdb.connect(":memory:") as connection:
         try:
             make_index(connection)
-            for name, value in _LOCKS.items():
+            for name, value in _SETTINGS.items():
                 connection.execute(f"SET {name} = {value}")
-            _require_one_query(connection.extract_statements(statement), sql)
-            return connection.sql(statement).to_arrow_table()
-        except (duckdb.Error, UnicodeError) as error:
+            return _answer(connection.sql(_whole_statement(connection, sql, columns)))
+        except (duckdb.Error, pa.ArrowException, UnicodeError) as error:
             raise QueryError(f"query {sql!r}: {_one_line(str(error))}") from error
 
 
@@ -103,14 +103,56 @@ def _list_of(values: Iterable[str]) -> str:
     return f"[{', '.join(values)}]"
 
 
-def _require_one_query(statements: list[duckdb.Statement], sql: str) -> None:
+def _whole_statement(connection: duckdb.DuckDBPyConnection, sql: str, columns: str) -> str:
+    """``sql`` as it is, as a condition, or as what follows FROM: whichever DuckDB can parse.
+
+    Raises:
+        QueryError: it is not one query.
+        duckdb.ParserException: DuckDB can parse none of them.
+    """
     import duckdb
 
-    if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
-        raise QueryError(
-            f"query {sql!r}: expected one SELECT over index, or a condition such as "
-            "keep_ratio < 0.4"
-        )
+    kinds = duckdb.StatementType
+    selected = f"SELECT {columns} FROM index"
+    failures = []
+    for form in (sql, f"{selected} WHERE {sql}", f"{selected} {sql}"):
+        try:
+            statements = connection.extract_statements(form)
+        except duckdb.ParserException as error:
+            failures.append(error)
+            continue
+        if [each.type for each in statements] not in (
+            [kinds.SELECT],
+            [kinds.EXPLAIN],
+            [kinds.MULTI],
+        ):
+            raise QueryError(f"query {sql!r}: {_EXPECTED}")
+        return form
+    raise _nearest(sql, *failures)
+
+
+def _nearest(
+    sql: str, as_it_is: Exception, as_condition: Exception, as_clauses: Exception
+) -> Exception:
+    """Of what DuckDB said of each reading of ``sql`` that which its writer most likely needs."""
+    import duckdb
+
+    data = sql.encode()
+    tokens = [token for token in duckdb.tokenize(sql) if token[1] != duckdb.token_type.comment]
+    (begin, kind), (end, _) = (*tokens, (len(data), None), (len(data), None))[:2]
+    if kind != duckdb.token_type.keyword:
+        return as_condition
+    at_once = f'at or near "{data[begin:end].decode(errors="replace").strip()}"'
+    got_further = (each for each in (as_clauses, as_condition) if at_once not in str(each))
+    return next(got_further, as_it_is)
+
+
+def _answer(relation: duckdb.DuckDBPyRelation) -> pa.Table:
+    table = relation.to_arrow_table()
+    names = [name.lower() for name in table.column_names]
+    if len(set(names)) == len(names):
+        return table
+    return table.rename_columns(list(relation.limit(0).fetchnumpy()))
 
 
 def _one_line(message: str) -> str:

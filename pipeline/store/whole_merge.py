@@ -16,15 +16,15 @@ import pyarrow.compute as pc
 
 from pipeline.storage import Storage
 from pipeline.store.handover import publish_fragment, retire_fragments
-from pipeline.store.merge import Fragment, JoinedRows, Places, join_fragments
+from pipeline.store.merge import Fragment, JoinedRows, Places, judge_rows
 
 
 @dataclass(frozen=True, eq=False)
 class MergePlan:
     """Which fragments give way, and to what.
 
-    ``rows`` are those of all fragments ``names``; of the fragments ``replaced``, in the order of
-    their names, the rows at the places ``parts`` stay, one new fragment for each part.
+    ``rows`` are those of all fragments ``names``; of the fragments ``replaced`` the rows at the
+    places ``parts`` stay, one new fragment for each part.
     """
 
     rows: JoinedRows
@@ -59,7 +59,7 @@ def plan_merge(fragments: Sequence[Fragment], max_fragment_rows: int) -> MergePl
 
     A single fragment whose rows all count is left as it is, however small.
     """
-    rows = join_fragments(fragments)
+    rows = judge_rows([fragment.table for fragment in fragments])
     schema = rows.table.schema
     sizes = np.array([fragment.table.num_rows for fragment in fragments], dtype=np.int64)
     origin = np.searchsorted(np.cumsum(sizes), rows.winners, side="right")

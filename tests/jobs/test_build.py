@@ -275,6 +275,33 @@ def test_a_plan_refuses_other_settings_as_the_build_does(corpus, tmp_path, confi
         plan_build([str(corpus)], tmp_path / "cache", config.override("sampling", fps=1.0))
 
 
+@pytest.mark.parametrize(
+    ("column", "value", "said"),
+    [("Score", "2", "'Score' .* 'score'"), ("score", "high", "'score' .* string, .* int64")],
+)
+def test_columns_that_do_not_go_with_those_of_an_earlier_build_are_refused_before_anything_is_done(
+    corpus, tmp_path, config, column, value, said
+):
+    root, manifest = tmp_path / "cache", tmp_path / "videos.csv"
+    manifest.write_text(f"video_id,uri,score\na,{corpus / 'a.mp4'},1\n")
+    build([str(manifest)], root, config, progress_style="none")
+    before = sorted(root.rglob("*"))
+    manifest.write_text(f"video_id,uri,{column}\nb,{corpus / 'b.mp4'},{value}\n")
+    ray = config.override("run", runner="ray")
+    for ask in (
+        lambda: plan_build([str(manifest)], root, config),
+        lambda: build([str(manifest)], root, config, progress_style="none"),
+        lambda: build([str(manifest)], root, ray, progress_style="none"),
+    ):
+        with pytest.raises(CorpusError, match=said) as caught:
+            ask()
+        assert "\n" not in str(caught.value)
+    assert sorted(root.rglob("*")) == before
+    manifest.write_text(f"video_id,uri,score\nb,{corpus / 'b.mp4'},0.5\n")
+    build([str(manifest)], root, config, progress_style="none")
+    assert open_cache(root).index["score"].to_pylist() == [1.0, 0.5]
+
+
 def test_an_index_without_its_manifest_is_not_built_upon(corpus, tmp_path, config):
     run(corpus, tmp_path / "cache", config)
     (tmp_path / "cache" / "manifest.json").unlink()
@@ -329,6 +356,7 @@ def test_a_new_row_wins_although_the_clock_of_the_old_one_was_ahead(
 
 
 def test_no_video_waits_longer_for_its_commit_than_the_settings_say(corpus, tmp_path, config):
+    config = config.override("encoder", max_patches_per_call=1)  # one video is handed on at a time
     run(corpus, tmp_path / "cache", config.override("store", commit_seconds=1e-9))
     assert len(list((tmp_path / "cache" / "shards").iterdir())) == 3
 

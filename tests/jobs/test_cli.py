@@ -193,7 +193,7 @@ def test_flags_that_a_fusion_method_has_no_use_for_are_refused(demo, tmp_path, f
 
 def test_verify_names_damage_and_exits_with_3(demo, tmp_path):
     cache = shutil.copytree(demo[0] / "cache", tmp_path / "cache")
-    [fragment] = (cache / "index").iterdir()
+    fragment, *_ = (cache / "index").iterdir()  # several where the build took long
     fragment.write_bytes(b"no parquet")
     found = run("verify", cache, "--format", "json")
     assert (found.exit_code, found.stderr.splitlines()[0]) == (3, "1 damaged, 0 stray files")

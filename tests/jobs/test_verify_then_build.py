@@ -93,8 +93,8 @@ def test_two_damaged_videos_of_five_are_listed_discarded_and_encoded_again(
 def test_a_shard_whose_header_is_damaged_is_made_again_under_its_own_name(
     corpus, built, cache, config
 ):
-    (shard,) = (cache / "shards").iterdir()
-    flip(shard, 3)
+    for shard in (cache / "shards").iterdir():  # several where the build took long
+        flip(shard, 3)
     verb("verify", cache, "--discard")
     assert run(corpus, cache, config).tally.done == 5
     for row in map(open_cache(cache).row, NAMES):
@@ -118,8 +118,8 @@ def test_the_only_video_of_a_shard_is_made_again_in_place_of_the_damaged_file(
 
 
 def test_videos_of_a_fragment_that_was_set_aside_are_made_again(corpus, built, cache, config):
-    (fragment,) = (cache / "index").glob("*.parquet")
-    fragment.write_bytes(fragment.read_bytes()[:-5])
+    for fragment in (cache / "index").glob("*.parquet"):
+        fragment.write_bytes(fragment.read_bytes()[:-5])
     assert verb("build", corpus, "--out", cache, "--model", config.encoder.model).exit_code == 1
     verb("verify", cache, "--discard")
     assert run(corpus, cache, config).tally.done == 5

@@ -331,7 +331,7 @@ def test_a_cache_opened_before_a_fork_says_so_instead_of_hanging(place, sample):
         "    os._exit(0)\n"
         "sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))\n"
     )
-    done = subprocess.run([sys.executable, "-c", script, place], cwd=REPOSITORY, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script, place], cwd=REPOSITORY, timeout=240)
     assert done.returncode == 7
     assert cache.load("v").num_tokens == 40
 

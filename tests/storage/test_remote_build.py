@@ -16,13 +16,13 @@ from jobs.cli import cli
 from jobs.plan import Task
 from jobs.read_ahead import ReadAhead
 from pipeline.cache import open_cache
-from pipeline.corpus import find_videos
+from pipeline.corpus import find_videos, list_corpus
 from pipeline.decode.clips import write_scene_clip
 from pipeline.storage import open_storage
 from pipeline.storage.remote import _client, file_digest, local_copy
 from pipeline.store.verify import verify_cache
 from schemas.config_file import parse_config
-from schemas.errors import CorpusError, TokenreelError
+from schemas.errors import CacheError, CorpusError, TokenreelError
 
 REPOSITORY = Path(__file__).parents[2]
 NAMES = ["a.mp4", "b c%20é.mp4", "sub/c.webm.mp4", "broken.mp4"]
@@ -46,6 +46,7 @@ def corpus(bucket, clips):
         storage.replace(name, [(clips / name).read_bytes()])
     storage.replace(".hidden/x.mp4", [b"x"])
     storage.replace("readme.txt", [b"x"])
+    storage.replace("sub/x.GIF", [b"x"])
     return f"{bucket.url}/corpus"
 
 
@@ -67,13 +68,45 @@ def run(corpus, place, config, **options):
         ("/a.mp4", ["a.mp4"]),
         ("/*.mp4", ["a.mp4", "b c%20é.mp4", "broken.mp4"]),
         ("/**/c*", ["sub/c.webm.mp4"]),
-        ("/readme.txt", ["readme.txt"]),
+        ("/sub/x.GIF", ["x.GIF"]),
     ],
 )
 def test_a_prefix_an_object_and_a_pattern_name_videos_as_folders_do(corpus, source, ids):
     refs = find_videos([corpus + source])
     assert [ref.video_id for ref in refs] == ids
     assert all(ref.size_bytes > 0 and ref.modified_ns > 0 for ref in refs)
+
+
+def test_objects_that_are_no_videos_are_counted_and_lists_are_read(corpus, tmp_path):
+    assert list_corpus([corpus]).passed_over == {".txt": 1, ".gif": 1}
+    assert list_corpus([f"{corpus}/*.mp4"]).passed_over == {}
+    assert list_corpus([f"{corpus}/sub/*"]).passed_over == {".gif": 1}
+    with pytest.raises(CorpusError, match="no manifest that is read"):
+        find_videos([f"{corpus}/readme.txt"])
+    (tmp_path / "list.txt").write_text(f"{corpus}/a.mp4\n{corpus}/gone.mp4\n")
+    found = {ref.path: ref.size_bytes > 0 for ref in find_videos([f"@{tmp_path}/list.txt"])}
+    assert found == {f"{corpus}/a.mp4": True, f"{corpus}/gone.mp4": False}
+    open_storage(corpus).replace("list.txt", [b"a.mp4\nsub/c.webm.mp4\n"])
+    listed = find_videos([f"@{corpus}/list.txt"])
+    assert [ref.video_id for ref in listed] == ["a.mp4", "sub/c.webm.mp4"]
+    assert all(ref.size_bytes > 0 for ref in listed)
+
+
+def test_a_prefix_that_holds_other_objects_takes_no_cache(corpus, config):
+    with pytest.raises(CacheError, match="it holds 'a"):
+        run(corpus, corpus, config)
+
+
+@pytest.mark.slow
+def test_columns_that_do_not_go_with_those_of_a_cache_in_a_store_are_refused(
+    corpus, bucket, config, tmp_path
+):
+    manifest = tmp_path / "m.csv"
+    manifest.write_text(f"video_id,uri,score\na,{corpus}/a.mp4,1\n")
+    run(str(manifest), f"{bucket.url}/cache", config)
+    manifest.write_text(f"video_id,uri,Score\nb,{corpus}/a.mp4,1\n")
+    with pytest.raises(CorpusError, match="'Score' of the corpus and column 'score'"):
+        run(str(manifest), f"{bucket.url}/cache", config)
 
 
 @pytest.mark.parametrize("source", ["/none", "/none.mp4", "/none*.mp4", "/sub/*.avi"])
@@ -201,7 +234,7 @@ def test_a_store_that_does_not_answer_ends_the_build_and_fails_no_video(
     reading = ReadAhead(config, lambda frames, probe, count: frames, said.put)
     try:
         reading.add([Task(ref), Task(dataclasses.replace(ref, path=f"{corpus}//b.mp4"))])
-        error = said.get(timeout=60)
+        error = said.get(timeout=240)
     finally:
         reading.close()
         _client.cache_clear()

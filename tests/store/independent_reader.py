@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import xxhash
 from numpy.typing import NDArray
 
-Row = dict[str, Any]  # of the index, with the name of its fragment and its place in it
+Row = dict[str, Any]  # of the index, with the name of its fragment
 Head = dict[str, NDArray[Any]]
 Asked = float | None
 
@@ -117,8 +117,7 @@ def read_index(index: Path) -> list[Row]:
 
 def read_fragment(path: Path) -> list[Row]:
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
-        rows = enumerate(file.read().to_pylist())
-    return [{**row, "fragment": path.stem, "place": place} for place, row in rows]
+        return [{**row, "fragment": path.stem} for row in file.read().to_pylist()]
 
 
 def choose_rows(rows: list[Row]) -> dict[str, Row]:
@@ -129,8 +128,16 @@ def choose_rows(rows: list[Row]) -> dict[str, Row]:
     return {name: max(rows_that_count(own), key=age) for name, own in by_video.items()}
 
 
-def age(row: Row) -> tuple[int, str, str, int]:
-    return row["created_ns"], row["shard"] or "", row["fragment"], row["place"]
+def age(row: Row) -> list[tuple[bool, Any]]:
+    """What rows of one video are ordered by: their columns, null first."""
+    first = ["created_ns", "shard", "status", "content_sha256", "writer"]
+    others = sorted(row.keys() - {*first, "layout", "fragment"})
+    values = [row[name] for name in first + others]
+    is_plain = [isinstance(value, str | int | float) for value in values]
+    return [
+        (value is not None, value if plain else json.dumps(value, sort_keys=True, default=str))
+        for value, plain in zip(values, is_plain, strict=True)
+    ]
 
 
 def rows_that_count(rows: list[Row]) -> list[Row]:

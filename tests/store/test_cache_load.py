@@ -339,7 +339,7 @@ def test_opening_listing_and_querying_never_import_torch(cache):
         [sys.executable, "-c", script, cache.storage.location],
         check=True,
         cwd=REPOSITORY,
-        timeout=60,
+        timeout=240,
     )
 
 

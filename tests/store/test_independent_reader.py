@@ -96,7 +96,7 @@ def test_rows_come_out_of_several_zstd_frames(tmp_path: Path):
 
 def row(status: str, created_ns: int, content: str | None = "A", **changes: Any) -> dict[str, Any]:
     facts = {"status": status, "created_ns": created_ns, "content_sha256": content}
-    return {"video_id": "v", "shard": None, "fragment": "f", "place": 0, **facts, **changes}
+    return {"video_id": "v", "shard": None, "writer": "w", "fragment": "f", **facts, **changes}
 
 
 @pytest.mark.parametrize(
@@ -111,8 +111,11 @@ def row(status: str, created_ns: int, content: str | None = "A", **changes: Any)
         ([row("ok", 1), row("damaged", 2), row("ok", 3), row("failed", 4)], 2),
         ([row("ok", 1, shard="a"), row("failed", 1, "B", fragment="z")], 0),
         ([row("ok", 1, shard="a", fragment="z"), row("ok", 1, shard="b")], 1),
-        ([row("ok", 1, fragment="f", place=9), row("ok", 1, fragment="g")], 1),
-        ([row("ok", 1, place=0), row("ok", 1, place=1)], 1),
+        ([row("ok", 1, writer="x", fragment="f"), row("ok", 1, fragment="g")], 0),
+        ([row("damaged", 1), row("quarantined", 1, "B")], 1),
+        ([row("failed", 1, None), row("failed", 1, "B")], 1),
+        ([row("ok", 1, attempts=2, key=None), row("ok", 1, attempts=1, key="k")], 0),
+        ([row("ok", 1, attempts=2, key=None), row("ok", 1, attempts=2, key="k")], 1),
     ],
 )
 def test_one_row_of_a_video_wins_by_the_rule_of_the_document(rows: list[dict[str, Any]], wins: int):

@@ -306,6 +306,7 @@ def test_whatever_is_asked_the_answer_is_that_of_one_table(tmp_path_factory, com
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # minutes of work, more on a busy machine
 @settings(max_examples=150, phases=NOT_SHRUNK)
 @given(STEPS)
 def test_the_answers_are_those_of_one_table_for_many_more_sets_of_rows(

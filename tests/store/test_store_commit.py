@@ -79,7 +79,7 @@ def test_two_processes_that_commit_the_same_task_leave_one_copy(tmp_path):
     for racer in racers:
         racer.stdin.write("go\n")
         racer.stdin.flush()
-    assert [racer.communicate(timeout=60)[1] for racer in racers] == ["", ""]
+    assert [racer.communicate(timeout=240)[1] for racer in racers] == ["", ""]
     assert shard_of(tmp_path)
     assert fragment_of(tmp_path)
     assert list(open_cache(tmp_path).ids()) == ["1", "2"]
@@ -89,7 +89,7 @@ def test_two_processes_that_commit_the_same_task_leave_one_copy(tmp_path):
 @pytest.mark.slow
 def test_a_process_killed_at_any_point_leaves_all_rows_or_none(tmp_path):
     points = 24
-    output, errors = start(tmp_path, "kill", points).communicate(timeout=120)
+    output, errors = start(tmp_path, "kill", points).communicate(timeout=240)
     assert errors == ""
     killed = [line == "True" for line in output.splitlines()]
     assert killed == sorted(killed, reverse=True)
@@ -115,7 +115,7 @@ def test_a_disk_that_is_full_leaves_the_old_cache_and_nothing_half_written(tmp_p
     build(tmp_path, make_sample().pending("old"))
     files = {path for path in tmp_path.rglob("*") if path.suffix != ".safetensors"}
     process = start(tmp_path, "full", limit)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=240)
     assert process.returncode == 1
     assert "what the cache held is untouched" in errors
     assert "File too large" in errors

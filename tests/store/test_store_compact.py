@@ -663,7 +663,7 @@ def test_a_compaction_killed_at_any_point_loses_nothing_and_the_next_one_tidies_
         (cache / folder / ".abc.tmp").write_bytes(b"half")
         make_old(cache / folder / ".abc.tmp")
     table = read_index(open_storage(cache))
-    output, errors = start(cache.parent, "kill at", bucket_from_rows).communicate(timeout=120)
+    output, errors = start(cache.parent, "kill at", bucket_from_rows).communicate(timeout=240)
     assert errors == ""
     points = output.splitlines()
     assert len(points) >= 28
@@ -711,10 +711,10 @@ def test_readers_and_writers_miss_nothing_while_compactions_run_and_are_killed(
         writer.stdin.write("go\n")
         writer.stdin.flush()
     killer, *endless = others
-    assert [writer.communicate(timeout=120)[1] for writer in writers] == ["", ""]
-    output, errors = killer.communicate(timeout=120)
+    assert [writer.communicate(timeout=240)[1] for writer in writers] == ["", ""]
+    output, errors = killer.communicate(timeout=240)
     (tmp_path / "stop").touch()
-    ended = [process.communicate(timeout=120) for process in endless]
+    ended = [process.communicate(timeout=240) for process in endless]
     assert [errors, *(text for _, text in ended)] == [""] * 5
     assert output.splitlines() == ["True"] * 30
     for text, _ in ended[1:]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from jobs.cli import cli
@@ -75,17 +75,19 @@ ROWS = st.lists(
 
 
 def winner_by_loops(rows):
-    """The rule said for the rows of one video, each with fragment name and place."""
-    lost_before = max((r.created_ns for r, *_ in rows if r.status == "damaged"), default=-1)
-    standing = [r for r, *_ in rows if r.status == "ok" and r.created_ns >= lost_before]
+    """The rule said for the rows of one video."""
+    lost_before = max((r.created_ns for r in rows if r.status == "damaged"), default=-1)
+    standing = [r for r in rows if r.status == "ok" and r.created_ns >= lost_before]
 
     def counts(row):
         if row.status in ("ok", "damaged"):
             return True
         return not any(row.content_sha256 in (None, other.content_sha256) for other in standing)
 
-    ranked = [entry for entry in rows if counts(entry[0])]
-    return max(ranked, key=lambda e: (e[0].created_ns, e[0].shard or "", *e[1:]))[0]
+    return max(
+        filter(counts, rows),
+        key=lambda r: (r.created_ns, r.shard or "", r.status, r.content_sha256 or "", r.writer),
+    )
 
 
 @pytest.mark.slow
@@ -96,8 +98,8 @@ def test_any_rows_give_the_winners_of_the_plain_loop(committed, fragments):
     for n, fields in enumerate(fragments):
         rows = [any_row(committed, shard=digest(n), **each) for each in fields]
         parts.append(Fragment(digest(n), rows_to_table(rows)))
-        for place, row in enumerate(rows):
-            by_video.setdefault(row.video_id, []).append((row, digest(n), place))
+        for row in rows:
+            by_video.setdefault(row.video_id, []).append(row)
     columns = ("status", "created_ns", "content_sha256", "shard", "writer")
     found = merge_fragments(parts).select(columns).to_pylist()
     winners = [winner_by_loops(by_video[video_id]) for video_id in sorted(by_video)]
@@ -116,8 +118,38 @@ def test_compaction_keeps_the_table_at_every_step_with_damaged_rows(
     check_every_step(tmp_path_factory.mktemp("cache"), committed, fragments, max_rows, bucket_rows)
 
 
+def fields(video_id, status, created_ns, writer, content=None):
+    return {
+        "video_id": video_id,
+        "status": status,
+        "created_ns": created_ns,
+        "writer": writer,
+        "content_sha256": content and content * 64,
+    }
+
+
+TIED_ROWS = [
+    [fields("b", "ok", 1, "three", "d"), fields("a", "damaged", 4, "one")],
+    [fields("b", "ok", 3, "one", "d")],
+    [fields("b", "damaged", 3, "two"), fields("a", "quarantined", 4, "two", "c")],
+    [fields("a", "ok", 2, "two"), fields("b", "damaged", 4, "one", "c")],
+    [fields("a", "damaged", 2, "two", "c"), fields("b", "damaged", 0, "two")],
+]
+"""A damaged row stays as a witness beside the quarantined one of the same moment that wins."""
+
+
+@pytest.mark.parametrize("bucket_rows", [1, 6, 100])
+@pytest.mark.parametrize("max_rows", [1, 2, 3, 9])
+def test_rows_of_one_moment_are_told_apart_alike_however_they_are_merged(
+    tmp_path, committed, max_rows, bucket_rows
+):
+    check_every_step(tmp_path, committed, TIED_ROWS, max_rows, bucket_rows)
+
+
 @pytest.mark.slow
 @settings(max_examples=50, phases=NOT_SHRUNK)
+@example(TIED_ROWS, 2, 100)
+@example(TIED_ROWS, 3, 100)
 @given(
     st.lists(UNIQUE_ROWS, min_size=3, max_size=7), st.integers(1, 3), st.sampled_from([1, 6, 100])
 )

@@ -1,6 +1,7 @@
 import hashlib
 import time
 from dataclasses import replace
+from itertools import permutations
 
 import numpy as np
 import pyarrow as pa
@@ -61,14 +62,37 @@ def test_the_later_of_two_failures_counts():
     assert winner(failed_row("v"), failed_row("v", created_ns=8)) == ("failed", 8)
 
 
-def test_ties_go_to_the_greater_shard_name_then_to_the_greater_fragment_name(committed):
-    low, high = replace(committed, shard="0" * 64), replace(committed, shard="f" * 64)
-    for rows in ((low, high), (high, low)):
-        tables = [Fragment(f"{n:064x}", rows_to_table([row])) for n, row in enumerate(rows)]
-        assert merge_fragments(tables)["shard"].to_pylist() == ["f" * 64]
-    one, two = replace(committed, writer="one"), replace(committed, writer="two")
-    tables = [Fragment("b" * 64, rows_to_table([one])), Fragment("a" * 64, rows_to_table([two]))]
-    assert merge_fragments(tables)["writer"].to_pylist() == ["one"]
+@pytest.mark.parametrize(
+    ("lesser", "greater"),
+    [
+        ({"shard": "0" * 64, "writer": "z"}, {"shard": "f" * 64, "writer": "a"}),
+        ({"writer": "one"}, {"writer": "two"}),
+        ({"attempts": 1}, {"attempts": 2}),
+        ({"codec": None}, {"codec": "h264"}),
+        ({"nested": False}, {"nested": True}),
+        ({"keep_ratio": 0.1}, {"keep_ratio": 0.2}),
+        ({"extra": {"score": 1, "zone": 9}}, {"extra": {"score": 2, "zone": 1}}),
+        ({"extra": {"score": 2}}, {"extra": {"score": 2, "zone": 1}}),
+    ],
+    ids=str,
+)
+def test_ties_go_to_what_the_rows_hold_whatever_fragments_they_stand_in(committed, lesser, greater):
+    rows = [replace(committed, **changes) for changes in (lesser, greater)]
+    for ordered in (rows, rows[::-1]):
+        tables = [Fragment(f"{n:064x}", rows_to_table([row])) for n, row in enumerate(ordered)]
+        assert Index(merge_fragments(tables)).row("v") == Index(
+            merge_fragments([*tables, tables[1], Fragment("", rows_to_table([rows[1]]))])
+        ).row("v")
+        found = Index(merge_fragments(tables)).row("v")
+        assert replace(found, extra={}) == replace(rows[1], extra={})
+        assert found.extra.items() >= rows[1].extra.items()
+
+
+def test_between_failures_of_one_moment_the_status_decides():
+    rows = [failed_row("v", status=status) for status in ("quarantined", "damaged", "failed")]
+    for ordered in permutations(rows):
+        tables = [Fragment(f"{n:064x}", rows_to_table([row])) for n, row in enumerate(ordered)]
+        assert merge_fragments(tables)["status"].to_pylist() == ["quarantined"]
 
 
 def test_videos_beside_a_duplicated_one_are_all_kept_in_order(committed):

@@ -18,6 +18,7 @@ from tests.synthetic import REPOSITORY
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # minutes of work, more on a busy machine
 def test_a_storm_of_kills_loses_no_commit_and_shows_no_half_video(tmp_path):
     root = tmp_path / "cache"
     build(root)
@@ -28,7 +29,6 @@ def test_a_storm_of_kills_loses_no_commit_and_shows_no_half_video(tmp_path):
         capture_output=True,
         text=True,
         check=False,
-        timeout=250,
     )
     assert (child.returncode, child.stderr) == (0, "")
     counts = json.loads(child.stdout)

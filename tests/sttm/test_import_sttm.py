@@ -41,6 +41,14 @@ def test_every_token_comes_back_as_it_was_saved(folder, tmp_path):
     assert found_by_verify(tmp_path / "cache") == []
 
 
+def test_a_folder_that_holds_other_files_takes_no_import(folder, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    result = run(folder, tmp_path)
+    assert (result.exit_code, len(result.stderr.splitlines())) == (1, 1)
+    assert "is no cache and not empty" in result.stderr
+    assert not (tmp_path / "manifest.json").exists()
+
+
 def test_with_ttf_a_budget_is_a_prefix_and_survivors_are_saved_rows(folder, tmp_path):
     assert run(folder, tmp_path / "cache", fusion="ttf").exit_code == 0
     cache = open_cache(tmp_path / "cache")

@@ -1,0 +1,87 @@
+"""What ``tokenreel query`` prints: every column, and JSON that every program reads."""
+
+import csv
+import io
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from jobs.cli import cli
+from tests.store.sample_cache import build, make_sample
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("cache")
+    build(
+        root, *(make_sample(seed=n).pending(name, key=f"{n:064x}") for n, name in enumerate("ab"))
+    )
+    return root
+
+
+def query(root, sql, style):
+    result = CliRunner().invoke(cli, ["query", str(root), sql, "--format", style])
+    assert result.exit_code == 0, result.stderr
+    return result.stdout
+
+
+def rows(root, sql):
+    def refuse(name):
+        raise AssertionError(f"{name} is no JSON")
+
+    lines = query(root, sql, "json").splitlines()
+    return [json.loads(line, parse_constant=refuse) for line in lines]
+
+
+JOIN = (
+    "SELECT a.video_id, b.video_id FROM index a JOIN index b ON a.video_id < b.video_id "
+    "ORDER BY ALL"
+)
+
+
+def test_two_columns_of_one_name_are_printed_in_every_format(root):
+    assert rows(root, JOIN) == [{"video_id": "a", "video_id_1": "b"}]
+    found = list(csv.reader(io.StringIO(query(root, JOIN, "csv"))))
+    assert found == [["video_id", "video_id_1"], ["a", "b"]]
+    header, _, line = query(root, JOIN, "table").splitlines()
+    assert (header.split(), line.split()) == (["video_id", "video_id_1"], ["a", "b"])
+
+
+def test_an_answer_that_cannot_be_shown_is_one_line(root):
+    far = "SELECT [TIMESTAMP '20240-05-06 00:00:00'] AS x FROM index"
+    result = CliRunner().invoke(cli, ["query", str(root), far])
+    assert (result.exit_code, len(result.stderr.splitlines())) == (1, 1)
+
+
+def test_clauses_alone_show_what_a_condition_shows(root):
+    assert rows(root, "ORDER BY video_id DESC LIMIT 1") == rows(root, "video_id = 'b'")
+
+
+@pytest.mark.parametrize(
+    ("sql", "value"),
+    [
+        ("sum(tokens_before)", 120),
+        ("12345678901234567890123::HUGEINT", 12345678901234567890123),
+        ("1.50::DECIMAL(5, 2)", 1.5),
+        ("18446744073709551615::UBIGINT", 2**64 - 1),
+        ("'nan'::DOUBLE", None),
+        ("[1.5, 'inf'::DOUBLE, NULL]", [1.5, None, None]),
+        ("{'a': [1, 2], 'b': {'c': 'nan'::FLOAT}}", {"a": [1, 2], "b": {"c": None}}),
+        ("MAP {1: 'x'}", {"1": "x"}),
+        ("TIMESTAMP '2024-05-06 07:08:09'", "2024-05-06 07:08:09"),
+        ("TIMESTAMP '2024-05-06 07:08:09.5'", "2024-05-06 07:08:09.500000"),
+        ("TIMESTAMP_NS '2024-05-06 07:08:09.123456789'", "2024-05-06 07:08:09.123456789"),
+        ("TIMESTAMPTZ '2024-05-06 07:08:09+02'", "2024-05-06 05:08:09Z"),
+        ("TIMESTAMP '20240-05-06 00:00:00'", "20240-05-06 00:00:00"),
+        ("[DATE '2024-05-06']", ["2024-05-06"]),
+        ("TIME '07:08:09'", "07:08:09"),
+        ("INTERVAL '1 day 90 seconds'", "P0M1DT90S"),
+        ("'ab'::BLOB", "6162"),
+    ],
+)
+def test_every_kind_of_value_is_json(root, sql, value):
+    whole = f"SELECT DISTINCT {sql} AS x FROM index"
+    assert rows(root, whole) == [{"x": value}]
+    for style in ("table", "csv"):
+        assert query(root, whole, style)
