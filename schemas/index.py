@@ -86,6 +86,9 @@ _COLUMNS: dict[str, pa.DataType] = {
 INDEX_SCHEMA = pa.schema(list(_COLUMNS.items()))
 """Columns of ``index/*.parquet``, in order; further manifest columns follow them."""
 
+ADDED_COLUMNS = ("video_stream", "num_rescaled_frames")
+"""Columns that fragments of earlier builds lack: they are read as null."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IndexRow:

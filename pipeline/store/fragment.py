@@ -19,6 +19,7 @@ from pipeline.store.fragment_checks import (
     checked_columns,
     largest_group_bytes,
     unreadable,
+    with_added_columns,
 )
 from schemas.columns import column_of, joined_type, type_of
 from schemas.errors import CacheError, IndexCorruptError
@@ -220,4 +221,4 @@ def parse_fragment(file: pa.NativeFile, where: str, columns: list[str] | None = 
         return checked_columns(where, table)
     check_schema(where, schema)
     check_nulls(where, table)
-    return table.select(columns).replace_schema_metadata(None)
+    return with_added_columns(table, columns).select(columns).replace_schema_metadata(None)

@@ -3,12 +3,14 @@
 Errors call the file ``where``.
 """
 
+from collections.abc import Iterable
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.storage import is_outage
 from schemas.errors import CacheError, CacheUnreachableError, IndexCorruptError
-from schemas.index import INDEX_SCHEMA
+from schemas.index import ADDED_COLUMNS, INDEX_SCHEMA
 
 MAX_ROW_GROUP_BYTES = 512 * 2**20
 """A row group that declares more when unpacked is refused before it is unpacked."""
@@ -65,16 +67,26 @@ def _group_bytes(metadata: pq.FileMetaData) -> list[int]:
 
 
 def checked_columns(where: str, table: pa.Table) -> pa.Table:
-    """``table`` with the index columns first, without metadata.
+    """``table`` with the index columns first, without metadata; added ones filled with nulls.
 
     Raises:
         IndexCorruptError: a column is missing, of another type, given twice, or holds nulls.
     """
     if not table.schema.equals(INDEX_SCHEMA):
         check_schema(where, table.schema)
+        table = with_added_columns(table, ADDED_COLUMNS)
         further = [name for name in table.column_names if name not in INDEX_SCHEMA.names]
         table = table.select([*INDEX_SCHEMA.names, *further]).replace_schema_metadata(None)
     check_nulls(where, table)
+    return table
+
+
+def with_added_columns(table: pa.Table, names: Iterable[str]) -> pa.Table:
+    """``table`` with those of ``names`` that it lacks, full of nulls."""
+    for name in names:
+        if name in ADDED_COLUMNS and name not in table.column_names:
+            field = INDEX_SCHEMA.field(name)
+            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
     return table
 
 
@@ -93,14 +105,17 @@ def check_nulls(where: str, table: pa.Table) -> None:
 
 
 def check_schema(where: str, schema: pa.Schema) -> None:
-    """Look for the columns of the index; further ones are free.
+    """Look for the columns of the index; further ones are free, added ones may all be missing.
 
     Raises:
         IndexCorruptError: one is missing or of another type, or a name is given twice.
     """
     if len(set(schema.names)) != len(schema.names):
         raise IndexCorruptError(f"index fragment {where}: a column name is given twice")
+    is_older = not set(ADDED_COLUMNS) & set(schema.names)
     for field in INDEX_SCHEMA:
+        if is_older and field.name in ADDED_COLUMNS:
+            continue
         if field.name not in schema.names:
             raise IndexCorruptError(f"index fragment {where}: column {field.name!r} is missing")
         found = schema.field(field.name).type

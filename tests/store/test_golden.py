@@ -47,3 +47,12 @@ def test_a_golden_cache_can_be_compacted(name, tmp_path):
 
 def test_golden_caches_are_small():
     assert sum(path.stat().st_size for path in GOLDEN.rglob("*")) < 2**20
+
+
+def test_columns_that_came_later_are_null_in_a_golden_cache_and_may_be_asked_for(tmp_path):
+    root = shutil.copytree(GOLDEN / "bf16-none", tmp_path / "cache")
+    cache = open_cache(root)
+    assert cache.row("a.mp4").video_stream is None
+    assert cache.query("video_stream IS NULL AND num_rescaled_frames IS NULL").num_rows == 5
+    compact_cache(open_storage(root), grace_seconds=0)
+    assert open_cache(root).query("SELECT video_stream FROM index").num_rows == 5
