@@ -365,7 +365,7 @@ def test_an_interrupted_task_commits_what_is_encoded(corpus, tmp_path, config):
     config = config.override("encoder", max_patches_per_call=1)
     worker = InterruptedWorker(config, tmp_path / "cache")
     create_or_check(open_storage(tmp_path / "cache"), worker.manifest)
-    plan = plan_build([str(corpus / "a.mp4"), str(corpus / "b.mp4")], tmp_path, config)
+    plan = plan_build([str(corpus / "a.mp4"), str(corpus / "b.mp4")], tmp_path / "cache", config)
     worker.add(plan.tasks())
     with pytest.raises(KeyboardInterrupt):
         list(worker.run())
