@@ -76,7 +76,7 @@ def test_a_video_whose_name_cannot_be_printed_is_built_and_asked_for_by_its_id(
 
 def test_paths_from_standard_input_and_from_a_list_are_planned(corpus, tmp_path, monkeypatch):
     monkeypatch.chdir(corpus)
-    out = ["--out", tmp_path / "cache", "--model", "m", "--json"]
+    out = ["--out", tmp_path / "cache", "--json"]
     planned = run("plan", "-", *out, stdin="a.mp4\n\ngone.mp4\n")
     assert json.loads(planned.stdout)["videos"] == 2
     (tmp_path / "list.txt").write_text("corpus/a.mp4\n")
