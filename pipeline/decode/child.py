@@ -97,7 +97,7 @@ def _answer(channel: socket.socket, request: Message, memory_fd: int) -> None:
     except DecodeError as error:
         send_message(channel, {"event": "failed", "kind": error.kind, "message": error.message})
     except (ArithmeticError, ValueError) as error:
-        message = f"{request['path']}: its header makes no sense ({error!r}): copy the video again"
+        message = f"{request['path']}: its header makes no sense ({error}): copy the video again"
         send_message(channel, {"event": "failed", "kind": "unreadable", "message": message})
     except MemoryError:
         message = (
@@ -129,7 +129,7 @@ def _sampled(request: Message, num_frames: int, fps: float) -> npt.NDArray[np.in
 
 def _sample(request: Message, timeline: Timeline, decoder: str) -> _Sample:
     path, limit, probe = request["path"], request["max_frame_pixels"], timeline.probe
-    pictures = PictureMaker(path, probe, may_rescale=request["may_rescale"])
+    pictures = PictureMaker(path, probe, timeline.orientation, may_rescale=request["may_rescale"])
     if decoder == "salvage":
         salvage = find_good_frames(path, timeline, max_frame_pixels=limit)
         places = _sampled(request, salvage.frame_indices.size, probe.fps)

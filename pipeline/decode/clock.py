@@ -19,6 +19,9 @@ _MAX_PAUSE_SECONDS = 10.0
 _PARSED_CODECS = ("h264", "mpeg1video", "mpeg2video", "mpeg4")
 """Codecs whose packets are looked into for B-frames."""
 
+_JOINABLE_DEMUXERS = ("mpegts", "mpeg", "flv")
+"""Formats whose files may be put one behind the other; the clock then starts anew midway."""
+
 _UNRELIABLE_DEMUXERS = ("avi",)
 """Formats without pts of their own."""
 
@@ -58,16 +61,13 @@ class Clock:
         return self.shown if self.is_ordered else np.arange(self.shown.size, dtype=np.int64)
 
 
-def read_clock(
-    table: PacketTable, stream: VideoStream, demuxer: str, *, may_restart: bool, is_suspect: bool
-) -> Clock:
+def read_clock(table: PacketTable, stream: VideoStream, demuxer: str, *, is_suspect: bool) -> Clock:
     """The times that the packets of ``table`` give.
 
     Args:
         table: at least one packet that is shown.
         stream: whose packets.
         demuxer: the container's format.
-        may_restart: whether clocks of this format may start anew midway, as in transport streams.
         is_suspect: whether the demuxer complained of damage.
     """
     has_own_pts = demuxer not in _UNRELIABLE_DEMUXERS
@@ -76,13 +76,13 @@ def read_clock(
     times = np.arange(len(table), dtype=np.int64)
     if stamps is not None:
         longest = round(_MAX_PAUSE_SECONDS / float(stream.time_base or 1)) if is_suspect else None
-        starts = _starts(table, stamps, longest) if may_restart else []
+        starts = _starts(table, stamps, longest) if demuxer in _JOINABLE_DEMUXERS else []
         times = stamps + _offsets(stamps, starts)
     is_ordered = (
         has_own_pts
         and None not in table.pts
         and np.unique(times).size == times.size
-        and not _is_decode_order(table, times, stream)
+        and not (_is_decode_order(table, times, stream) and not is_suspect)
     )
     is_shown = ~np.array(table.is_discarded, dtype=bool)
     shown = np.sort(times[is_shown])

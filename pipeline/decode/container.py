@@ -50,7 +50,7 @@ def open_video(
             stream = _best_stream(container, path)
         else:
             stream = next(s for s in container.streams.video if s.index == stream_index)
-        yield container, _decodable(stream, path)
+        yield container, _decodable(stream, path, demuxer)
 
 
 def use_decoder(stream: VideoStream, *, threads: int, max_frame_pixels: int) -> None:
@@ -107,14 +107,20 @@ def _best_stream(container: InputContainer, path: str) -> VideoStream:
     return next((stream for stream in streams if _may_hold_packets(stream)), streams[0])
 
 
-def _decodable(stream: VideoStream, path: str) -> VideoStream:
+def _decodable(stream: VideoStream, path: str, demuxer: str) -> VideoStream:
     if stream.codec_context is None:
-        raise DecodeError(
-            "unsupported_codec",
-            f"{path} uses a video codec that PyAV {PYAV_VERSION} has no decoder for: convert it, "
-            "for example to H.264",
-        )
+        raise _undecodable(path, demuxer)
     return stream
+
+
+def _undecodable(path: str, demuxer: str) -> DecodeError:
+    if file_is_encrypted(path, demuxer):
+        return encrypted(path)
+    return DecodeError(
+        "unsupported_codec",
+        f"{path} uses a video codec that PyAV {PYAV_VERSION} has no decoder for: convert it, "
+        "for example to H.264",
+    )
 
 
 def _merit(stream: VideoStream) -> int:

@@ -3,15 +3,16 @@
 import re
 from pathlib import Path
 
+import numpy as np
 from av.video.stream import VideoStream
 
-from pipeline.decode.sniff import first_ts_packet
+from pipeline.decode.sniff import TS_SYNC, first_ts_packet
 from schemas.errors import DecodeError
 
 _MEGABYTE = 2**20
 
-_MP4_SCHEME = re.compile(rb"schm\0\0\0[\0\1](?:cenc|cens|cbc1|cbcs|piff)")
-"""The box that names a scheme of Common Encryption (ISO/IEC 23001-7)."""
+_MP4_SCHEME = re.compile(rb"schm\0\0\0[\0\1](?:cenc|cens|cbc1|cbcs|piff|itun)")
+"""The box that names a scheme of Common Encryption (ISO/IEC 23001-7), or FairPlay."""
 
 _MP4_TAGS = ("encv", "drmi", "drmt")
 """Sample entries of Common Encryption and of FairPlay."""
@@ -29,6 +30,7 @@ _ASF_OBJECTS = (
 """The Content Encryption Object and the Extended one."""
 
 _TS_HEAD_BYTES = 4096
+_TS_PACKETS_AT_ONCE = 2**15
 
 
 def encrypted(path: str) -> DecodeError:
@@ -53,21 +55,25 @@ def file_is_encrypted(path: str, demuxer: str) -> bool:
 
 
 def stream_is_encrypted(path: str, demuxer: str, stream: VideoStream) -> bool:
-    """Whether this stream is encrypted, as far as that is known before its packets are read."""
+    """Whether this stream is encrypted, as far as that is known before it is decoded."""
     if demuxer == "mov":
         return stream.codec_context.codec_tag in _MP4_TAGS
-    if demuxer == "mpegts":
-        with Path(path).open("rb") as file:
-            return _is_scrambled(file.read(_MEGABYTE), stream.id)
-    return file_is_encrypted(path, demuxer)
+    return demuxer == "mpegts" and _is_scrambled(path, stream.id)
 
 
-def _is_scrambled(head: bytes, pid: int) -> bool:
-    """Whether most packets of the stream carry a scrambled payload (ISO/IEC 13818-1, 2.4.3.2)."""
-    first = first_ts_packet(head[:_TS_HEAD_BYTES])
-    if first is None:
-        return False
-    begin, step = first
-    packets = [head[at : at + 4] for at in range(begin, len(head) - 4, step)]
-    ours = [packet for packet in packets if int.from_bytes(packet[1:3], "big") & 0x1FFF == pid]
-    return 2 * sum(packet[3] >> 6 != 0 for packet in ours) > len(ours)
+def _is_scrambled(path: str, pid: int) -> bool:
+    """Whether packets of the stream carry a scrambled payload (ISO/IEC 13818-1, 2.4.3.2)."""
+    with Path(path).open("rb") as file:
+        first = first_ts_packet(file.read(_TS_HEAD_BYTES))
+        if first is None:
+            return False
+        begin, step = first
+        file.seek(begin)
+        num_scrambled = 0
+        while len(part := file.read(step * _TS_PACKETS_AT_ONCE)) >= step:
+            packets = np.frombuffer(part, np.uint8, len(part) // step * step).reshape(-1, step)
+            pids = (packets[:, 1] & 0x1F).astype(np.int64) << 8 | packets[:, 2]
+            is_ours = (packets[:, 0] == TS_SYNC) & (pids == pid)
+            num_scrambled += int(np.count_nonzero(packets[is_ours, 3] >> 6))
+    # A flipped bit makes one packet look so.
+    return num_scrambled > 1

@@ -9,6 +9,7 @@ import av
 import numpy as np
 from av.container import InputContainer
 from av.video.stream import VideoStream
+from numpy.lib.stride_tricks import sliding_window_view
 
 from pipeline.decode.clock import Clock, Ticks, usual_interval
 from pipeline.decode.packets import PacketTable
@@ -18,7 +19,13 @@ _INDEXED_DEMUXERS = ("mov", "gif")
 """Formats in which damage cannot hide a packet between others."""
 
 _ZERO_BASED_DEMUXERS = ("matroska", "flv")
-"""Formats whose clocks begin with the recording; a late first packet is one after a loss."""
+"""Formats whose clocks begin with the recording, as a rule."""
+
+_MAX_LOST_SECONDS = 10.0
+"""A damaged recording of these that begins later still was begun late."""
+
+_FIXED_RATE_DEMUXERS = ("mpeg",)
+"""Formats without pauses."""
 
 _COUNTING_DEMUXERS = ("mpegts",)
 """Formats that number their packets: what is not said to be lost is as it was sent."""
@@ -28,6 +35,12 @@ _WIDE = 1.5
 
 _USUAL_B_FRAMES = 3
 """So many frames are decoded at most, as a rule, after a frame that is shown later."""
+
+_NEIGHBOURS = 7
+"""So many intervals to each side say what is usual."""
+
+_REORDERED = 4
+"""A loss is marked on a packet that is decoded so few packets before or after, at most."""
 
 _EVEN_SHARE = 0.9
 """So many intervals of a recording at an even rate are alike, at least, whatever it lost."""
@@ -132,26 +145,47 @@ def _num_before_gap(
     is_suspect: bool,
 ) -> int:
     """How many frames surely come before the first hole between the times."""
-    intervals = np.diff(clock.shown)
-    usual = usual_interval(clock.shown)
-    wide = np.flatnonzero(intervals > _WIDE * usual)
-    if is_suspect and demuxer in _ZERO_BASED_DEMUXERS:
-        delay = stream.codec_context.reorder_depth * usual
-        begin = clock.labels[0] - delay if table.dts[0] is None else table.dts[0]
-        if begin > _WIDE * usual:
-            return 0
-    if not wide.size:
+    if is_suspect and demuxer in _ZERO_BASED_DEMUXERS and _starts_late(stream, table, clock):
+        return 0
+    gaps = _gaps(clock.shown)
+    if demuxer in _FIXED_RATE_DEMUXERS or is_suspect:
+        holes = [gap for gap in gaps if demuxer != "mpegts" or _is_near_damage(table, clock, gap)]
+        return holes[0] + 1 if holes else clock.shown.size
+    if not gaps or not clock.is_reordered or _is_whole(container.name, demuxer):
         return clock.shown.size
-    first = int(wide[0])
-    if is_suspect:
-        return first + 1
-    is_at_end = first + 1 >= clock.num_before_end and clock.is_reordered
-    if not is_at_end or _is_whole(container.name, demuxer):
+    last = gaps[-1]
+    if last + 1 < clock.num_before_end:
         return clock.shown.size
-    is_pause = directly_follows(stream, table, clock, first)
+    is_pause = directly_follows(stream, table, clock, last)
     if is_pause is None:
-        is_pause = intervals[first] > (_USUAL_B_FRAMES + _WIDE) * usual
-    return clock.shown.size if is_pause else first + 1
+        longest = (_USUAL_B_FRAMES + _WIDE) * usual_interval(clock.shown)
+        is_pause = bool(np.diff(clock.shown)[last] > longest)
+    return clock.shown.size if is_pause else last + 1
+
+
+def _gaps(shown: Ticks) -> list[int]:
+    """Where the time to the next frame is longer than round about."""
+    intervals = np.diff(shown)
+    padded = np.pad(intervals, _NEIGHBOURS, mode="reflect")
+    around = np.median(sliding_window_view(padded, 2 * _NEIGHBOURS + 1), axis=1)
+    return list(map(int, np.flatnonzero(intervals > _WIDE * around)))
+
+
+def _is_near_damage(table: PacketTable, clock: Clock, gap: int) -> bool:
+    """Whether a packet next to the gap is marked as damaged, as after most losses."""
+    if not table.corrupt_ranks:
+        return True
+    ranks = np.flatnonzero(np.isin(clock.labels, clock.shown[gap : gap + 2]))
+    near = range(int(ranks.min()) - _REORDERED, int(ranks.max()) + _REORDERED + 1)
+    return not table.corrupt_ranks.isdisjoint(near)
+
+
+def _starts_late(stream: VideoStream, table: PacketTable, clock: Clock) -> bool:
+    """Whether the first packet comes after others of a recording that began at zero."""
+    usual, unit = usual_interval(clock.shown), float(stream.time_base or 0)
+    delay = stream.codec_context.reorder_depth * usual
+    begin = int(clock.labels[0]) - delay if table.dts[0] is None else table.dts[0]
+    return _WIDE * usual < begin < _MAX_LOST_SECONDS / unit
 
 
 def _filled(shown: Ticks) -> Ticks | None:
@@ -162,6 +196,8 @@ def _filled(shown: Ticks) -> Ticks | None:
         return None
     step = float(intervals[is_usual].mean())
     counts = np.maximum(1, np.rint(intervals / step)).astype(np.int64)
+    if counts.sum() > 2 * shown.size:
+        return None
     lost = [
         int(shown[index]) + round(number * step)
         for index in np.flatnonzero(counts > 1)

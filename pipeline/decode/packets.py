@@ -15,6 +15,9 @@ from pipeline.decode.container import VideoPacket, read_packets
 _SHY_DEMUXERS = ("mpegts", "flv")
 """Their demuxers call lost packets a mere warning."""
 
+_HARMLESS = ("DTS discontinuity",)
+"""How FFmpeg calls a long pause."""
+
 _NUM_LAST = 32
 """More packets than an encoder reorders (16 at most), so that the end can be looked at closely."""
 
@@ -49,10 +52,30 @@ class PacketTable:
         """Packets that an edit list does not discard."""
         return len(self) - sum(self.is_discarded)
 
+    def drop_strays(self) -> None:
+        """Take packets without times, torn off by damage, for bad ones that show nothing."""
+        strays = [rank for rank, pts in enumerate(self.pts) if pts is None]
+        if 2 * len(strays) > len(self):
+            return
+        for rank in strays:
+            for column in (self.pts, self.dts):
+                before = column[rank - 1] if rank else None
+                column[rank] = None if before is None else before + 1
+            self.is_discarded[rank] = True
+        self.corrupt_ranks.update(strays)
+        self.key_ranks = [rank for rank in self.key_ranks if rank not in strays]
+
+    def drop_head(self) -> None:
+        """Do not count on what comes before the first keyframe: it cannot be decoded."""
+        for rank in range(self.key_ranks[0] if self.key_ranks else 0):
+            self.is_discarded[rank] = True
+
 
 @contextmanager
 def demuxer_complaints(demuxer: str) -> Iterator[Callable[[], list[str]]]:
     """What the demuxer logs in the block: it passes over damage without an error."""
+    # The same words about the next file count as well.
+    av.logging.set_skip_repeated(False)
     av.logging.set_level(av.logging.WARNING)
     limit = av.logging.WARNING if demuxer in _SHY_DEMUXERS else av.logging.ERROR
     try:
@@ -60,7 +83,9 @@ def demuxer_complaints(demuxer: str) -> Iterator[Callable[[], list[str]]]:
             yield lambda: [
                 message
                 for level, source, message in logs
-                if level <= limit and source.startswith(demuxer)
+                if level <= limit
+                and source.startswith(demuxer)
+                and not message.startswith(_HARMLESS)
             ]
     finally:
         av.logging.set_level(None)

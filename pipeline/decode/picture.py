@@ -20,8 +20,6 @@ from schemas.video import VideoProbe
 
 Image = npt.NDArray[np.uint8]
 
-_UPRIGHT = np.array([1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30], dtype=np.int32)
-
 
 @dataclass(frozen=True, slots=True)
 class Orientation:
@@ -39,6 +37,8 @@ class Orientation:
     def of(cls, frame: VideoFrame) -> Self:
         """What the display matrix of ``frame`` says, read as the ``ffmpeg`` command reads it."""
         matrix = _display_matrix(frame)
+        if matrix is None:
+            return cls()
         columns = [math.hypot(matrix[0], matrix[3]), math.hypot(matrix[1], matrix[4])]
         if not all(columns):
             return cls()
@@ -63,16 +63,19 @@ class PictureMaker:
     Args:
         path: the video, for messages.
         probe: says how large the pictures are to be.
+        orientation: that of frames which do not say their own; an encoder may say it once.
         may_rescale: whether frames of another size are scaled or refused.
     """
 
-    def __init__(self, path: str, probe: VideoProbe, *, may_rescale: bool) -> None:
+    def __init__(
+        self, path: str, probe: VideoProbe, orientation: Orientation, *, may_rescale: bool
+    ) -> None:
         self._path = path
         self._size = (probe.width, probe.height)
         self._may_rescale = may_rescale
         self._key: tuple[object, ...] = ()
         self._graph = Graph()
-        self._orientation = Orientation()
+        self._usual_orientation = self._orientation = orientation
         self.num_rescaled = 0
 
     def __call__(self, frame: VideoFrame) -> Image:
@@ -83,10 +86,11 @@ class PictureMaker:
         """
         key = (
             *(frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range),
-            *_display_matrix(frame),
+            *(_display_matrix(frame) or ()),
         )
         if key != self._key:
-            self._orientation = Orientation.of(frame)
+            has_own = _display_matrix(frame) is not None
+            self._orientation = Orientation.of(frame) if has_own else self._usual_orientation
             self._graph = self._new_graph(frame)
             self._key = key
         self._check_size(self._orientation.size(frame.width, frame.height))
@@ -130,11 +134,12 @@ class PictureMaker:
         return graph
 
 
-def _display_matrix(frame: VideoFrame) -> tuple[int, ...]:
-    """Nine numbers of 16.16 and 2.30 bits by rows; those of an upright frame when it has none."""
+def _display_matrix(frame: VideoFrame) -> tuple[int, ...] | None:
+    """Nine numbers of 16.16 and 2.30 bits by rows, if the frame has a display matrix."""
     # PyAV declares its side data a mapping of names; it is one of types.
     side_data: Any = frame.side_data
-    return tuple(np.frombuffer(side_data.get(Type.DISPLAYMATRIX, _UPRIGHT), np.int32).tolist())
+    matrix = side_data.get(Type.DISPLAYMATRIX)
+    return None if matrix is None else tuple(np.frombuffer(matrix, np.int32).tolist())
 
 
 def _filters(matrix: tuple[int, ...], clockwise: int) -> tuple[tuple[str, str], ...]:

@@ -19,7 +19,7 @@ from schemas.errors import DecodeError
 _MIN_GOOD_FRAMES = 2
 
 _GUESSING_DEMUXERS = ("mpeg",)
-"""Formats that give a time to some frames only: those of the others follow from what is there."""
+"""Formats that time some frames only: after a loss the others get times that are too early."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -115,18 +115,11 @@ def _spoiled_labels(timeline: Timeline, bad_ranks: set[int]) -> npt.NDArray[np.i
             break
         spoiled[rank : key.rank] = True
         spoiled[rank:] |= timeline.labels[rank:] < key.pts
-    if timeline.demuxer in _GUESSING_DEMUXERS:
-        spoiled |= _shown_after(timeline, sorted(bad_ranks))
+    if timeline.demuxer in _GUESSING_DEMUXERS and bad_ranks:
+        first = min(bad_ranks)
+        spoiled[first:] = True
+        spoiled |= timeline.labels > timeline.labels[first]
     return timeline.labels[spoiled]
-
-
-def _shown_after(timeline: Timeline, bad_ranks: list[int]) -> npt.NDArray[np.bool_]:
-    """Which packets came before a bad one of the same group of pictures but are shown after it."""
-    is_after = np.zeros(timeline.labels.size, dtype=bool)
-    for rank in bad_ranks:
-        begin = max((key.rank for key in timeline.keyframes if key.rank <= rank), default=0)
-        is_after[begin:rank] |= timeline.labels[begin:rank] > timeline.labels[rank]
-    return is_after
 
 
 class _TolerantDecoder:

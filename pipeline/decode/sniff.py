@@ -12,7 +12,7 @@ from schemas.errors import DecodeError
 _HEAD_BYTES = 4096
 
 _TS_PACKET_BYTES = (188, 192, 204)
-_TS_SYNC = 0x47
+TS_SYNC = 0x47
 
 _MOV_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"wide", b"skip", b"pnot", b"styp")
 
@@ -118,7 +118,7 @@ def first_ts_packet(head: bytes) -> tuple[int, int] | None:
             syncs = head[begin::step]
             # In M2TS four bytes of time go before each packet.
             is_border = begin == (4 if step == 192 else 0)
-            if len(syncs) >= (2 if is_border else 10) and set(syncs) == {_TS_SYNC}:
+            if len(syncs) >= (2 if is_border else 10) and set(syncs) == {TS_SYNC}:
                 return begin, step
     return None
 

@@ -6,19 +6,27 @@ import av
 import numpy as np
 import numpy.typing as npt
 from av.container import InputContainer
-from av.format import Flags
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from pipeline.decode.clock import Clock, duration_seconds, frame_rate, read_clock
-from pipeline.decode.container import VideoPacket, open_video, read_packets, use_decoder
+from pipeline.decode.container import (
+    VideoPacket,
+    open_video,
+    read_packets,
+    use_decoder,
+    video_streams,
+)
 from pipeline.decode.decord_guard import PacketFacts, decord_objection
-from pipeline.decode.encryption import encrypted, stream_is_encrypted
-from pipeline.decode.holes import find_holes
+from pipeline.decode.encryption import encrypted, file_is_encrypted, stream_is_encrypted
+from pipeline.decode.holes import Holes, find_holes
 from pipeline.decode.packets import PacketTable, demuxer_complaints, scan_packets
 from pipeline.decode.picture import Orientation
 from schemas.errors import DecodeError
 from schemas.video import VideoProbe
+
+_STREAMED_DEMUXERS = ("mpegts", "mpeg")
+"""Formats that may begin anywhere and lose anything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +41,11 @@ class Keyframe:
 class Timeline:
     """The frames of one video stream, read off its packets.
 
-    ``labels`` ``(num_packets,)`` int64 tell packets apart, in decode order; a frame bears that of
-    its packet. ``shown_labels`` ``(num_frames,)`` int64 are those of the frames in display order,
-    ascending. When ``is_counted`` the display order is known only after decoding: frame i is then
-    the i-th one decoded. ``can_seek`` says whether the labels are the file's own pts.
+    ``orientation`` is that of the first frame. ``labels`` ``(num_packets,)`` int64 tell packets
+    apart, in decode order; a frame bears that of its packet. ``shown_labels`` ``(num_frames,)``
+    int64 are those of the frames in display order, ascending. When ``is_counted`` the display
+    order is known only after decoding: frame i is then the i-th one decoded. ``can_seek`` says
+    whether the labels are the file's own pts.
     ``num_lost_packets`` the demuxer stumbled over or never found; ``corrupt_ranks`` are those
     it marked as damaged, by their place in decode order.
     ``num_placed`` is how many shown frames surely have their place: all, unless the container
@@ -44,6 +53,7 @@ class Timeline:
     """
 
     probe: VideoProbe
+    orientation: Orientation
     demuxer: str
     labels: npt.NDArray[np.int64]
     shown_labels: npt.NDArray[np.int64]
@@ -80,8 +90,23 @@ def scan_timeline(path: str, demuxer: str, *, max_frame_pixels: int) -> Timeline
         DecodeError: "unreadable", "no_video", "unsupported_codec", "encrypted", "truncated" (no
             packets) or "too_large", which is found before anything is decoded.
     """
-    with demuxer_complaints(demuxer) as complaints, open_video(path, demuxer) as opened:
-        container, stream = opened
+    with open_video(path, demuxer) as (container, _):
+        candidates = [stream.index for stream in video_streams(container)]
+    for stream_index in candidates:
+        timeline = _scan_stream(path, demuxer, stream_index, max_frame_pixels)
+        if timeline:
+            return timeline
+    raise DecodeError("truncated", f"{path} has a video stream but shows no frame: copy it again")
+
+
+def _scan_stream(
+    path: str, demuxer: str, stream_index: int, max_frame_pixels: int
+) -> Timeline | None:
+    """The timeline of one stream; None when it has no frames."""
+    with (
+        demuxer_complaints(demuxer) as complaints,
+        open_video(path, demuxer, stream_index=stream_index) as (container, stream),
+    ):
         if stream_is_encrypted(path, demuxer, stream):
             raise encrypted(path)
         _check_size(path, stream.width, stream.height, max_frame_pixels)
@@ -89,19 +114,28 @@ def scan_timeline(path: str, demuxer: str, *, max_frame_pixels: int) -> Timeline
         if table.is_encrypted:
             raise encrypted(path)
         if not table.num_shown:
-            raise DecodeError(
-                "truncated", f"{path} has a video stream but shows no frame: copy it again"
-            )
+            return None
         is_suspect = bool(complaints())
-        may_restart = bool(Flags(container.format.flags) & Flags.ts_discont)
-        clock = read_clock(table, stream, demuxer, may_restart=may_restart, is_suspect=is_suspect)
+        if demuxer in _STREAMED_DEMUXERS:
+            if is_suspect:
+                table.drop_strays()
+            else:
+                table.drop_head()
+        clock = read_clock(table, stream, demuxer, is_suspect=is_suspect)
         holes = find_holes(container, stream, table, clock, demuxer=demuxer, is_suspect=is_suspect)
         clock = holes.clock
         table.num_lost += holes.num_lost
         first = _first_frame(path, demuxer, stream.index, max_frame_pixels)
-        probe = _probe(container, stream, table, clock, holes.num_placed, first, demuxer)
+        if first is None and file_is_encrypted(path, demuxer):
+            raise encrypted(path)
+        orientation = Orientation.of(first) if first else Orientation()
+        size = (first.width, first.height) if first else (stream.width, stream.height)
+        probe = _probe(
+            container, stream, table, holes, orientation, orientation.size(*size), demuxer
+        )
     return Timeline(
         probe=probe,
+        orientation=orientation,
         demuxer=demuxer,
         labels=clock.labels,
         shown_labels=clock.shown_labels,
@@ -118,15 +152,13 @@ def _probe(
     container: InputContainer,
     stream: VideoStream,
     table: PacketTable,
-    clock: Clock,
-    num_placed: int,
-    first: VideoFrame | None,
+    holes: Holes,
+    orientation: Orientation,
+    size: tuple[int, int],
     demuxer: str,
 ) -> VideoProbe:
-    fps = frame_rate(clock, stream, num_placed)
-    orientation = Orientation.of(first) if first else Orientation()
-    size = (first.width, first.height) if first else (stream.width, stream.height)
-    width, height = orientation.size(*size)
+    clock = holes.clock
+    fps = frame_rate(clock, stream, holes.num_placed)
     facts = PacketFacts(
         demuxer=demuxer,
         codec=stream.codec_context.codec.canonical_name,
@@ -147,8 +179,8 @@ def _probe(
         stream_index=stream.index,
         codec=facts.codec,
         pixel_format=facts.pixel_format,
-        width=width,
-        height=height,
+        width=size[0],
+        height=size[1],
         rotation=orientation.rotation,
         is_mirrored=orientation.is_mirrored,
         fps=fps,
