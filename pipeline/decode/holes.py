@@ -90,20 +90,21 @@ def find_holes(
     missing = _num_missing(container, stream, table, clock, demuxer)
     if missing:
         may_be_midway = demuxer == "avi" and _num_unfound(stream, table)
-        placed = 0 if may_be_midway else clock.num_before_end
-    elif demuxer in _INDEXED_DEMUXERS or not clock.is_ordered or num_shown < 3:
-        placed = num_shown
-    else:
-        placed = _num_before_gap(
-            container, stream, table, clock, demuxer=demuxer, is_suspect=is_suspect
-        )
-    may_fill = demuxer in _COUNTING_DEMUXERS and placed < num_shown and not missing
-    filled = _filled(clock.shown) if may_fill else None
-    if filled is not None:
-        num_lost = filled.size - num_shown
-        return Holes(num_lost, filled.size, dataclasses.replace(clock, shown=filled))
-    # A hole without a count is one packet at least.
-    return Holes(missing or int(placed < num_shown), placed, clock)
+        return Holes(missing, 0 if may_be_midway else clock.num_before_end, clock)
+    if demuxer in _INDEXED_DEMUXERS or not clock.is_ordered or num_shown < 3:
+        return Holes(0, num_shown, clock)
+    if is_suspect and demuxer in _ZERO_BASED_DEMUXERS and _starts_late(stream, table, clock):
+        return Holes(1, 0, clock)
+    if is_suspect and demuxer in _COUNTING_DEMUXERS:
+        clock = dataclasses.replace(clock, shown=_uncrowded(clock.shown))
+    gaps = _holes(container, stream, table, clock, demuxer=demuxer, is_suspect=is_suspect)
+    if not gaps:
+        return Holes(0, clock.shown.size, clock)
+    filled = _filled(clock.shown, gaps) if demuxer in _COUNTING_DEMUXERS else None
+    if filled is None:
+        return Holes(1, gaps[0] + 1, clock)
+    num_lost = filled.size - clock.shown.size
+    return Holes(num_lost, filled.size, dataclasses.replace(clock, shown=filled))
 
 
 def _num_missing(
@@ -135,7 +136,7 @@ def _num_unfound(stream: VideoStream, table: PacketTable) -> int:
     return max(0, sum(entry.size > 0 for entry in stream.index_entries) - len(table))
 
 
-def _num_before_gap(
+def _holes(
     container: InputContainer,
     stream: VideoStream,
     table: PacketTable,
@@ -143,24 +144,21 @@ def _num_before_gap(
     *,
     demuxer: str,
     is_suspect: bool,
-) -> int:
-    """How many frames surely come before the first hole between the times."""
-    if is_suspect and demuxer in _ZERO_BASED_DEMUXERS and _starts_late(stream, table, clock):
-        return 0
+) -> list[int]:
+    """After which shown frames others are missing."""
     gaps = _gaps(clock.shown)
     if demuxer in _FIXED_RATE_DEMUXERS or is_suspect:
-        holes = [gap for gap in gaps if demuxer != "mpegts" or _is_near_damage(table, clock, gap)]
-        return holes[0] + 1 if holes else clock.shown.size
+        return [gap for gap in gaps if demuxer != "mpegts" or _is_near_damage(table, clock, gap)]
     if not gaps or not clock.is_reordered or _is_whole(container.name, demuxer):
-        return clock.shown.size
+        return []
     last = gaps[-1]
     if last + 1 < clock.num_before_end:
-        return clock.shown.size
+        return []
     is_pause = directly_follows(stream, table, clock, last)
     if is_pause is None:
         longest = (_USUAL_B_FRAMES + _WIDE) * usual_interval(clock.shown)
         is_pause = bool(np.diff(clock.shown)[last] > longest)
-    return clock.shown.size if is_pause else last + 1
+    return [] if is_pause else [last]
 
 
 def _gaps(shown: Ticks) -> list[int]:
@@ -188,21 +186,26 @@ def _starts_late(stream: VideoStream, table: PacketTable, clock: Clock) -> bool:
     return _WIDE * usual < begin < _MAX_LOST_SECONDS / unit
 
 
-def _filled(shown: Ticks) -> Ticks | None:
-    """The times with those of lost frames among them; None at an uneven rate."""
+def _uncrowded(shown: Ticks) -> Ticks:
+    """The times without those that follow another too closely: pieces of one frame."""
+    intervals = np.diff(shown, prepend=2 * shown[0] - shown[1])
+    return shown[2 * intervals > usual_interval(shown)]
+
+
+def _filled(shown: Ticks, gaps: list[int]) -> Ticks | None:
+    """The times with those of the frames lost in ``gaps``; None at an uneven rate."""
     intervals, usual = np.diff(shown), usual_interval(shown)
     is_usual = np.abs(intervals - usual) <= 0.1 * usual + 1
     if np.mean(is_usual) < _EVEN_SHARE:
         return None
     step = float(intervals[is_usual].mean())
-    counts = np.maximum(1, np.rint(intervals / step)).astype(np.int64)
-    if counts.sum() > 2 * shown.size:
-        return None
     lost = [
-        int(shown[index]) + round(number * step)
-        for index in np.flatnonzero(counts > 1)
-        for number in range(1, counts[index])
+        int(shown[gap]) + round(number * step)
+        for gap in gaps
+        for number in range(1, round(intervals[gap] / step))
     ]
+    if len(lost) > shown.size:
+        return None
     return np.sort(np.concatenate([shown, np.array(lost, dtype=np.int64)]))
 
 
