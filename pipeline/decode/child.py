@@ -128,19 +128,23 @@ def _sampled(request: Message, num_frames: int, fps: float) -> npt.NDArray[np.in
 
 
 def _sample(request: Message, timeline: Timeline, decoder: str) -> _Sample:
-    path, limit, probe = request["path"], request["max_frame_pixels"], timeline.probe
-    pictures = PictureMaker(path, probe, timeline.orientation, may_rescale=request["may_rescale"])
+    path, limit, may_rescale = request["path"], request["max_frame_pixels"], request["may_rescale"]
     if decoder == "salvage":
         salvage = find_good_frames(path, timeline, max_frame_pixels=limit)
+        timeline = salvage.timeline
+        probe = dataclasses.replace(timeline.probe, num_frames=salvage.num_frames)
+        pictures = PictureMaker(path, probe, timeline.orientation, may_rescale=may_rescale)
         places = _sampled(request, salvage.frame_indices.size, probe.fps)
         labels = salvage.labels[np.unique(places)]
         return _Sample(
             frame_indices=salvage.frame_indices[places],
             frames=salvage_frames(path, timeline, labels, pictures, max_frame_pixels=limit),
-            probe=dataclasses.replace(probe, num_frames=salvage.num_frames),
+            probe=probe,
             pictures=pictures,
             num_bad_packets=salvage.num_bad_packets,
         )
+    probe = timeline.probe
+    pictures = PictureMaker(path, probe, timeline.orientation, may_rescale=may_rescale)
     frame_indices = _sampled(request, probe.num_frames, probe.fps)
     wanted, threads = np.unique(frame_indices).tolist(), request["threads"]
     frames = (

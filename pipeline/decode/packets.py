@@ -18,6 +18,9 @@ _SHY_DEMUXERS = ("mpegts", "flv")
 _HARMLESS = ("DTS discontinuity",)
 """How FFmpeg calls a long pause."""
 
+_MOST_STRAYS = 4
+"""Where more than one packet in so many is a stray, that is how the stream was made."""
+
 _NUM_LAST = 32
 """More packets than an encoder reorders (16 at most), so that the end can be looked at closely."""
 
@@ -53,16 +56,23 @@ class PacketTable:
         return len(self) - sum(self.is_discarded)
 
     def drop_strays(self) -> None:
-        """Take packets without times, torn off by damage, for bad ones that show nothing."""
-        strays = [rank for rank, pts in enumerate(self.pts) if pts is None]
-        if 2 * len(strays) > len(self):
+        """Take pieces of frames for bad packets that show nothing.
+
+        Damage leaves them without a time, or with that of the piece before.
+        """
+        strays = [
+            rank
+            for rank, pts in enumerate(self.pts)
+            if pts is None or (rank and pts == self.pts[rank - 1])
+        ]
+        if _MOST_STRAYS * len(strays) > len(self):
             return
         for rank in strays:
             for column in (self.pts, self.dts):
                 before = column[rank - 1] if rank else None
                 column[rank] = None if before is None else before + 1
             self.is_discarded[rank] = True
-        self.corrupt_ranks.update(strays)
+            self.corrupt_ranks.update({max(0, rank - 1), rank})
         self.key_ranks = [rank for rank in self.key_ranks if rank not in strays]
 
     def drop_head(self) -> None:

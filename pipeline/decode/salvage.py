@@ -13,10 +13,13 @@ from av.video.stream import VideoStream
 
 from pipeline.decode.container import VideoPacket, open_video, read_packets, use_decoder
 from pipeline.decode.picture import Image, PictureMaker
-from pipeline.decode.timeline import Timeline
+from pipeline.decode.timeline import Timeline, scan_timeline
 from schemas.errors import DecodeError
 
 _MIN_GOOD_FRAMES = 2
+
+_COUNTING_DEMUXERS = ("mpegts",)
+"""Formats that number their packets, in few bits."""
 
 _GUESSING_DEMUXERS = ("mpeg",)
 """Formats that time some frames only: after a loss the others get times that are too early."""
@@ -28,13 +31,18 @@ class Salvage:
 
     ``labels`` ``(n,)`` int64 identify them while decoding: those of the timeline, or their count
     when it is counted. ``frame_indices`` ``(n,)`` int64 are their true display indices among
-    ``num_frames``.
+    ``num_frames``. ``bad_ranks`` are the bad packets by their place in decode order.
     """
 
+    timeline: Timeline
     labels: npt.NDArray[np.int64]
     frame_indices: npt.NDArray[np.int64]
     num_frames: int
-    num_bad_packets: int
+    bad_ranks: frozenset[int]
+
+    @property
+    def num_bad_packets(self) -> int:
+        return self.timeline.num_lost_packets + len(self.bad_ranks)
 
 
 def find_good_frames(path: str, timeline: Timeline, *, max_frame_pixels: int) -> Salvage:
@@ -42,15 +50,19 @@ def find_good_frames(path: str, timeline: Timeline, *, max_frame_pixels: int) ->
 
     A bad packet spoils all frames decoded after it up to the next good keyframe, and those that
     are shown before that keyframe but decoded after it. Without pts it spoils the whole rest,
-    for the count is lost.
+    for the count is lost. In a transport stream, damage that only the decoder noticed makes the
+    gaps beside it losses too: the stream is looked at once more.
 
     Raises:
         DecodeError: "corrupt_frames" or "truncated", fewer than 2 good frames are left.
     """
-    decoder = _TolerantDecoder(path, timeline, max_frame_pixels)
-    decoded = np.array([label for label, _ in decoder], dtype=np.int64)
+    decoded, bad_ranks = _decode_all(path, timeline, max_frame_pixels)
+    if timeline.demuxer in _COUNTING_DEMUXERS and not bad_ranks <= timeline.corrupt_ranks:
+        timeline = scan_timeline(
+            path, timeline.demuxer, max_frame_pixels=max_frame_pixels, bad_ranks=bad_ranks
+        )
+        decoded, bad_ranks = _decode_all(path, timeline, max_frame_pixels)
     labels = np.unique(decoded)
-    bad_ranks = decoder.bad_ranks | timeline.corrupt_ranks
     num_bad = timeline.num_lost_packets + len(bad_ranks)
     num_frames = timeline.probe.num_frames
     if not num_bad:
@@ -61,7 +73,8 @@ def find_good_frames(path: str, timeline: Timeline, *, max_frame_pixels: int) ->
                 "so packets are missing without a trace: copy the video again",
             )
         # Nothing is wrong but the number of packets: some show nothing, some show more.
-        return Salvage(labels, np.arange(labels.size, dtype=np.int64), labels.size, 0)
+        frame_indices = np.arange(labels.size, dtype=np.int64)
+        return Salvage(timeline, labels, frame_indices, labels.size, bad_ranks)
     if timeline.is_counted:
         frame_indices = labels = labels[labels < timeline.num_placed]
     else:
@@ -75,7 +88,16 @@ def find_good_frames(path: str, timeline: Timeline, *, max_frame_pixels: int) ->
             f"{path}: only {labels.size} of {num_frames} frames are good ({num_bad} packets are "
             f"bad or missing), at least {_MIN_GOOD_FRAMES} are needed: copy the video again",
         )
-    return Salvage(labels, frame_indices, num_frames, num_bad)
+    return Salvage(timeline, labels, frame_indices, num_frames, bad_ranks)
+
+
+def _decode_all(
+    path: str, timeline: Timeline, max_frame_pixels: int
+) -> tuple[npt.NDArray[np.int64], frozenset[int]]:
+    """The labels of all frames as they come out, and the ranks of all bad packets."""
+    decoder = _TolerantDecoder(path, timeline, max_frame_pixels)
+    labels = np.array([label for label, _ in decoder], dtype=np.int64)
+    return labels, timeline.corrupt_ranks | decoder.bad_ranks
 
 
 def salvage_frames(
@@ -103,7 +125,7 @@ def salvage_frames(
     raise DecodeError("corrupt_frames", f"{path}: frame {wanted[0]} came out only once in two runs")
 
 
-def _spoiled_labels(timeline: Timeline, bad_ranks: set[int]) -> npt.NDArray[np.int64]:
+def _spoiled_labels(timeline: Timeline, bad_ranks: frozenset[int]) -> npt.NDArray[np.int64]:
     spoiled = np.zeros(timeline.labels.size, dtype=bool)
     good_keys = [key for key in timeline.keyframes if key.rank not in bad_ranks]
     for rank in sorted(bad_ranks):

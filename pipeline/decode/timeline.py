@@ -1,5 +1,6 @@
 """What the packets of a video say about its frames: order, times, keyframes, damage."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import av
@@ -83,24 +84,41 @@ class Timeline:
         )
 
 
-def scan_timeline(path: str, demuxer: str, *, max_frame_pixels: int) -> Timeline:
+def scan_timeline(
+    path: str, demuxer: str, *, max_frame_pixels: int, bad_ranks: Collection[int] = ()
+) -> Timeline:
     """Read all packets of a video; at most one frame is decoded, to learn its size and rotation.
+
+    Args:
+        path: the video.
+        demuxer: FFmpeg's name of the container's format.
+        max_frame_pixels: limit on width x height.
+        bad_ranks: packets that are known to be damaged, by their place in decode order.
 
     Raises:
         DecodeError: "unreadable", "no_video", "unsupported_codec", "encrypted", "truncated" (no
             packets) or "too_large", which is found before anything is decoded.
     """
-    with open_video(path, demuxer) as (container, _):
-        candidates = [stream.index for stream in video_streams(container)]
-    for stream_index in candidates:
-        timeline = _scan_stream(path, demuxer, stream_index, max_frame_pixels)
-        if timeline:
-            return timeline
-    raise DecodeError("truncated", f"{path} has a video stream but shows no frame: copy it again")
+    limit = max_frame_pixels
+    timeline = _scan_stream(path, demuxer, None, limit, bad_ranks)
+    if timeline is None:
+        with open_video(path, demuxer) as (container, _):
+            others = [stream.index for stream in video_streams(container)]
+        scans = (_scan_stream(path, demuxer, index, limit, bad_ranks) for index in others)
+        timeline = next(filter(None, scans), None)
+    if timeline is None:
+        raise DecodeError(
+            "truncated", f"{path} has a video stream but shows no frame: copy it again"
+        )
+    return timeline
 
 
 def _scan_stream(
-    path: str, demuxer: str, stream_index: int, max_frame_pixels: int
+    path: str,
+    demuxer: str,
+    stream_index: int | None,
+    max_frame_pixels: int,
+    bad_ranks: Collection[int],
 ) -> Timeline | None:
     """The timeline of one stream; None when it has no frames."""
     with (
@@ -115,7 +133,8 @@ def _scan_stream(
             raise encrypted(path)
         if not table.num_shown:
             return None
-        is_suspect = bool(complaints())
+        table.corrupt_ranks.update(bad_ranks)
+        is_suspect = bool(complaints() or bad_ranks)
         if demuxer in _STREAMED_DEMUXERS:
             if is_suspect:
                 table.drop_strays()

@@ -134,6 +134,96 @@ def test_a_transport_stream_that_lost_packets_gives_its_good_frames(
     assert num_given >= 2 * NUM_FRAMES
 
 
+def test_damage_is_told_each_time_a_child_meets_it(tmp_path):
+    """FFmpeg's log leaves out a line that repeats the one before."""
+    recipe = Recipe(suffix=".mkv", times=tuple(range(NUM_FRAMES)), gop=10)
+    path = written(tmp_path, recipe)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 3] + data[len(data) // 3 + 3000 :])
+    with FrameReader(DecodeConfig(), SamplingConfig(fps=1000)) as reader:
+        samples = [reader.read(path) for _ in range(3)]
+    assert samples[0].num_bad_packets > 0
+    for sample in samples:
+        assert counters(sample) == sample.frame_indices.tolist()
+        assert sample.frame_indices.tolist() == samples[0].frame_indices.tolist()
+        assert sample.num_bad_packets == samples[0].num_bad_packets
+
+
+def video_packets(data):
+    """Where the packets of the video lie in a transport stream."""
+    return [
+        at
+        for at in range(0, len(data), TS_PACKET)
+        if int.from_bytes(data[at + 1 : at + 3], "big") & 0x1FFF == 0x100
+    ]
+
+
+def test_sixteen_lost_packets_that_no_counter_shows_shift_no_frame(readers, tmp_path):
+    recipe = Recipe(suffix=".ts", times=tuple(range(90)), bframes=2)
+    path = written(tmp_path, recipe)
+    data = path.read_bytes()
+    places = video_packets(data)
+    gone = set(places[len(places) // 2 :][:16])
+    kept = (data[at : at + TS_PACKET] for at in range(0, len(data), TS_PACKET) if at not in gone)
+    path.write_bytes(b"".join(kept))
+    sample = readers[0].read(path)
+    assert sample.num_bad_packets > 0
+    assert counters(sample) == sample.frame_indices.tolist()
+
+
+@pytest.mark.parametrize("bframes", [0, 3])
+def test_a_packet_sent_twice_makes_no_further_frame(readers, tmp_path, bframes):
+    recipe = Recipe(suffix=".ts", times=tuple(range(NUM_FRAMES)), bframes=bframes)
+    path = written(tmp_path, recipe)
+    data = path.read_bytes()
+    for at in video_packets(data)[40::60]:
+        path.write_bytes(data[: at + TS_PACKET] + data[at:])
+        sample = readers[0].read(path)
+        assert counters(sample) == sample.frame_indices.tolist()
+        assert sample.probe.num_frames == NUM_FRAMES
+
+
+def test_a_pause_far_from_a_lost_packet_stays_a_pause(readers, tmp_path):
+    times = (*range(40), *range(80, 120))
+    path = written(tmp_path, Recipe(suffix=".ts", times=times, bframes=2, gop=8))
+    data = path.read_bytes()
+    at = video_packets(data)[20]
+    path.write_bytes(data[:at] + data[at + TS_PACKET :])
+    sample = readers[0].read(path)
+    assert counters(sample) == sample.frame_indices.tolist()
+    assert sample.probe.num_frames == 80
+    assert len(sample.frames) >= 60
+
+
+def test_joined_transport_streams_may_differ_in_rate(readers, tmp_path):
+    parts = [
+        written(tmp_path, Recipe(suffix=".ts", rate=rate, bframes=2)).read_bytes()
+        for rate in (25, 50)
+    ]
+    path = tmp_path / "joined.ts"
+    path.write_bytes(b"".join(parts))
+    sample = readers[0].read(path)
+    assert counters(sample) == [index % 40 for index in sample.frame_indices]
+    assert len(sample.frames) >= 76
+
+
+def test_an_flv_may_be_joined_pause_for_long_and_begin_late(readers, tmp_path):
+    data = written(tmp_path, Recipe(suffix=".flv", bframes=2)).read_bytes()
+    joined = tmp_path / "joined.flv"
+    joined.write_bytes(data + data[13:])
+    sample = readers[0].read(joined)
+    assert counters(sample) == [index % 40 for index in range(80)]
+    assert sample.probe.fps == pytest.approx(25)
+    times = (*range(20), *range(20 + 90 * 25, 40 + 90 * 25))
+    paused = Recipe(suffix=".flv", times=times, bframes=2, gop=8)
+    assert_healthy(readers, written(tmp_path, paused), 40, fps=paused.fps)
+    late = written(tmp_path, Recipe(suffix=".flv", bframes=2, start_seconds=500.0))
+    late.write_bytes(late.read_bytes()[:-4000])
+    sample = readers[0].read(late)
+    assert len(sample.frames) > 20
+    assert counters(sample) == sample.frame_indices.tolist()
+
+
 @pytest.mark.parametrize("starts", [(0.0, 0.0), (100.0, 0.0), (0.0, 100.0)])
 def test_joined_transport_streams_follow_one_another(readers, tmp_path, starts):
     parts = [

@@ -53,12 +53,24 @@ def test_encryption_in_matroska_is_named(tmp_path):
     assert refused(path) == "encrypted"
 
 
-def test_a_scrambled_transport_stream_is_named(tmp_path):
+@pytest.mark.parametrize("part", [slice(None), slice(60, None), slice(30, 60)])
+def test_a_transport_stream_is_named_where_any_part_of_it_is_scrambled(tmp_path, part):
     path = tmp_path / "locked.ts"
     write_recipe(path, Recipe(suffix=".ts"))
     data = bytearray(path.read_bytes())
-    for at in range(0, len(data), 188):
+    for at in range(0, len(data), 188)[part]:
         if int.from_bytes(data[at + 1 : at + 3], "big") & 0x1FFF == 0x100:
             data[at + 3] |= 0x80
     path.write_bytes(data)
     assert refused(path) == "encrypted"
+
+
+def test_a_clear_video_beside_encrypted_sound_is_no_encrypted_video(tmp_path):
+    path = tmp_path / "sound.mkv"
+    write_recipe(path, Recipe(suffix=".mkv", streams="after sound"))
+    encodings = bytes.fromhex("6d80400762408450338101")
+    number = re.compile(rb"\x73\xc5\x88.{8}", re.DOTALL)
+    # The track of the sound comes first.
+    path.write_bytes(number.sub(encodings, path.read_bytes(), count=1))
+    with FrameReader(DecodeConfig(), SamplingConfig(fps=1000)) as reader:
+        assert len(reader.read(path).frames) == 40

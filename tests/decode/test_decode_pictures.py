@@ -8,6 +8,7 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
+from av.bitstream import BitStreamFilterContext
 
 from pipeline.decode import FrameReader
 from pipeline.decode.clips import counter_image, read_counter
@@ -70,6 +71,39 @@ def test_every_way_to_turn_and_mirror_a_picture_is_undone(readers, tmp_path, mat
     assert sample.probe.is_mirrored == (matrix[0] * matrix[3] - matrix[1] * matrix[2] < 0)
     for frame, stored in zip(sample.frames, stored_frames(path), strict=True):
         np.testing.assert_array_equal(frame, ffmpeg_picture(stored, MATRICES[matrix]))
+
+
+def test_an_orientation_that_the_encoder_says_once_holds_for_all_frames(readers, tmp_path):
+    plain, path = tmp_path / "plain.ts", tmp_path / "said.ts"
+    write_recipe(plain, Recipe(suffix=".ts", times=SHORT, gop=250))
+    with av.open(str(plain)) as source, av.open(str(path), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        insert = BitStreamFilterContext(
+            "h264_metadata=display_orientation=insert:rotate=180", source.streams.video[0]
+        )
+        for packet in source.demux(video=0):
+            for changed in insert.filter(packet if packet.size else None):
+                changed.stream = stream
+                target.mux(changed)
+    sample = readers["auto"].read(path)
+    assert sample.probe.rotation == 180
+    assert [read_counter(frame[::-1, ::-1]) for frame in sample.frames] == list(SHORT)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi"])
+def test_a_track_without_frames_is_passed_over(readers, tmp_path, suffix):
+    path = tmp_path / f"empty{suffix}"
+    with av.open(str(path), "w") as container:
+        empty = container.add_stream("libx264", rate=25)
+        empty.width, empty.height, empty.pix_fmt = 640, 480, "yuv420p"
+        video = container.add_stream("libx264", rate=25)
+        video.width, video.height, video.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        video.codec_context.max_b_frames = 0
+        for number in SHORT:
+            image = counter_image(WIDTH, HEIGHT, number)
+            container.mux(video.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(video.encode(None))
+    assert counters(readers["auto"].read(path)) == list(SHORT)
 
 
 def test_a_matrix_that_only_scales_turns_nothing(readers, tmp_path):
