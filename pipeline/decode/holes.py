@@ -157,7 +157,7 @@ def _holes(
     is_pause = directly_follows(stream, table, clock, last)
     if is_pause is None:
         longest = (_USUAL_B_FRAMES + _WIDE) * usual_interval(clock.shown)
-        is_pause = bool(np.diff(clock.shown)[last] > longest)
+        is_pause = len(gaps) > 1 or bool(np.diff(clock.shown)[last] > longest)
     return [] if is_pause else [last]
 
 
