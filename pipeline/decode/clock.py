@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from av.video.stream import VideoStream
 
+from pipeline.decode.formats import format_of
 from pipeline.decode.packets import PacketTable
 
 _FALLBACK_FPS = 24.0
@@ -18,12 +19,6 @@ _MAX_PAUSE_SECONDS = 10.0
 
 _PARSED_CODECS = ("h264", "mpeg1video", "mpeg2video", "mpeg4")
 """Codecs whose packets are looked into for B-frames."""
-
-_JOINABLE_DEMUXERS = ("mpegts", "mpeg", "flv")
-"""Formats whose files may be put one behind the other; the clock then starts anew midway."""
-
-_UNRELIABLE_DEMUXERS = ("avi",)
-"""Formats without pts of their own."""
 
 Ticks = npt.NDArray[np.int64]
 
@@ -70,13 +65,14 @@ def read_clock(table: PacketTable, stream: VideoStream, demuxer: str, *, is_susp
         demuxer: the container's format.
         is_suspect: whether the demuxer complained of damage.
     """
-    has_own_pts = demuxer not in _UNRELIABLE_DEMUXERS
+    container_format = format_of(demuxer)
+    has_own_pts = container_format.has_pts
     stamps = _stamps(*((table.pts, table.dts) if has_own_pts else (table.dts,)))
     starts = []
     times = np.arange(len(table), dtype=np.int64)
     if stamps is not None:
         longest = round(_MAX_PAUSE_SECONDS / float(stream.time_base or 1)) if is_suspect else None
-        starts = _starts(table, stamps, longest) if demuxer in _JOINABLE_DEMUXERS else []
+        starts = _starts(table, stamps, longest) if container_format.may_be_joined else []
         times = stamps + _offsets(stamps, starts)
     is_ordered = (
         has_own_pts

@@ -12,23 +12,12 @@ from av.video.stream import VideoStream
 from numpy.lib.stride_tricks import sliding_window_view
 
 from pipeline.decode.clock import Clock, Ticks, usual_interval
+from pipeline.decode.formats import format_of
 from pipeline.decode.packets import PacketTable
 from pipeline.decode.picture_order import directly_follows
 
-_INDEXED_DEMUXERS = ("mov", "gif")
-"""Formats in which damage cannot hide a packet between others."""
-
-_ZERO_BASED_DEMUXERS = ("matroska", "flv")
-"""Formats whose clocks begin with the recording, as a rule."""
-
 _MAX_LOST_SECONDS = 10.0
-"""A damaged recording of these that begins later still was begun late."""
-
-_FIXED_RATE_DEMUXERS = ("mpeg",)
-"""Formats without pauses."""
-
-_COUNTING_DEMUXERS = ("mpegts",)
-"""Formats that number their packets: what is not said to be lost is as it was sent."""
+"""A damaged recording that begins later still was begun late."""
 
 _WIDE = 1.5
 """An interval so many times the usual one has room for another frame."""
@@ -91,16 +80,16 @@ def find_holes(
     if missing:
         may_be_midway = demuxer == "avi" and _num_unfound(stream, table)
         return Holes(missing, 0 if may_be_midway else clock.num_before_end, clock)
-    if demuxer in _INDEXED_DEMUXERS or not clock.is_ordered or num_shown < 3:
+    if format_of(demuxer).is_indexed or not clock.is_ordered or num_shown < 3:
         return Holes(0, num_shown, clock)
-    if is_suspect and demuxer in _ZERO_BASED_DEMUXERS and _starts_late(stream, table, clock):
+    if is_suspect and format_of(demuxer).begins_at_zero and _starts_late(stream, table, clock):
         return Holes(1, 0, clock)
-    if is_suspect and demuxer in _COUNTING_DEMUXERS:
+    if is_suspect and format_of(demuxer).counts_packets:
         clock = dataclasses.replace(clock, shown=_uncrowded(clock.shown))
     gaps = _holes(container, stream, table, clock, demuxer=demuxer, is_suspect=is_suspect)
     if not gaps:
         return Holes(0, clock.shown.size, clock)
-    filled = _filled(clock.shown, gaps) if demuxer in _COUNTING_DEMUXERS else None
+    filled = _filled(clock.shown, gaps) if format_of(demuxer).counts_packets else None
     if filled is None:
         return Holes(1, gaps[0] + 1, clock)
     num_lost = filled.size - clock.shown.size
@@ -147,8 +136,11 @@ def _holes(
 ) -> list[int]:
     """After which shown frames others are missing."""
     gaps = _gaps(clock.shown)
-    if demuxer in _FIXED_RATE_DEMUXERS or is_suspect:
-        return [gap for gap in gaps if demuxer != "mpegts" or _is_near_damage(table, clock, gap)]
+    container_format = format_of(demuxer)
+    if is_suspect and container_format.counts_packets:
+        return [gap for gap in gaps if _is_near_damage(table, clock, gap)]
+    if is_suspect or not container_format.has_pauses:
+        return gaps
     if not gaps or not clock.is_reordered or _is_whole(container.name, demuxer):
         return []
     last = gaps[-1]

@@ -11,9 +11,7 @@ from av.video.stream import VideoStream
 
 from pipeline.decode.bitstream import HOLE, PacketInspector
 from pipeline.decode.container import VideoPacket, read_packets
-
-_SHY_DEMUXERS = ("mpegts", "flv")
-"""Their demuxers call lost packets a mere warning."""
+from pipeline.decode.formats import format_of
 
 _HARMLESS = ("DTS discontinuity",)
 """How FFmpeg calls a long pause."""
@@ -87,7 +85,7 @@ def demuxer_complaints(demuxer: str) -> Iterator[Callable[[], list[str]]]:
     # The same words about the next file count as well.
     av.logging.set_skip_repeated(False)
     av.logging.set_level(av.logging.WARNING)
-    limit = av.logging.WARNING if demuxer in _SHY_DEMUXERS else av.logging.ERROR
+    limit = av.logging.WARNING if format_of(demuxer).warns_of_losses else av.logging.ERROR
     try:
         with av.logging.Capture() as logs:
             yield lambda: [

@@ -12,17 +12,12 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from pipeline.decode.container import VideoPacket, open_video, read_packets, use_decoder
+from pipeline.decode.formats import format_of
 from pipeline.decode.picture import Image, PictureMaker
 from pipeline.decode.timeline import Timeline, scan_timeline
 from schemas.errors import DecodeError
 
 _MIN_GOOD_FRAMES = 2
-
-_COUNTING_DEMUXERS = ("mpegts",)
-"""Formats that number their packets, in few bits."""
-
-_GUESSING_DEMUXERS = ("mpeg",)
-"""Formats that time some frames only: after a loss the others get times that are too early."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,7 +52,8 @@ def find_good_frames(path: str, timeline: Timeline, *, max_frame_pixels: int) ->
         DecodeError: "corrupt_frames" or "truncated", fewer than 2 good frames are left.
     """
     decoded, bad_ranks = _decode_all(path, timeline, max_frame_pixels)
-    if timeline.demuxer in _COUNTING_DEMUXERS and not bad_ranks <= timeline.corrupt_ranks:
+    is_news = not bad_ranks <= timeline.corrupt_ranks
+    if is_news and format_of(timeline.demuxer).counts_packets:
         timeline = scan_timeline(
             path, timeline.demuxer, max_frame_pixels=max_frame_pixels, bad_ranks=bad_ranks
         )
@@ -137,7 +133,7 @@ def _spoiled_labels(timeline: Timeline, bad_ranks: frozenset[int]) -> npt.NDArra
             break
         spoiled[rank : key.rank] = True
         spoiled[rank:] |= timeline.labels[rank:] < key.pts
-    if timeline.demuxer in _GUESSING_DEMUXERS and bad_ranks:
+    if bad_ranks and not format_of(timeline.demuxer).times_all_frames:
         first = min(bad_ranks)
         spoiled[first:] = True
         spoiled |= timeline.labels > timeline.labels[first]

@@ -20,14 +20,12 @@ from pipeline.decode.container import (
 )
 from pipeline.decode.decord_guard import PacketFacts, decord_objection
 from pipeline.decode.encryption import encrypted, file_is_encrypted, stream_is_encrypted
+from pipeline.decode.formats import format_of
 from pipeline.decode.holes import Holes, find_holes
 from pipeline.decode.packets import PacketTable, demuxer_complaints, scan_packets
 from pipeline.decode.picture import Orientation
 from schemas.errors import DecodeError
 from schemas.video import VideoProbe
-
-_STREAMED_DEMUXERS = ("mpegts", "mpeg")
-"""Formats that may begin anywhere and lose anything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +133,7 @@ def _scan_stream(
             return None
         table.corrupt_ranks.update(bad_ranks)
         is_suspect = bool(complaints() or bad_ranks)
-        if demuxer in _STREAMED_DEMUXERS:
+        if format_of(demuxer).may_begin_anywhere:
             if is_suspect:
                 table.drop_strays()
             else:
