@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.cache_utils import DynamicLayer
 
-from pipeline.encoders.checkpoint import first_line
+from pipeline.encoders.checkpoint import first_line, require_vocabulary
 from pipeline.encoders.origin import require_made_by
 from pipeline.encoders.wrappers import adapter_state, find_model
 from pipeline.generation import reads_prompt, settle
@@ -61,14 +61,18 @@ class Session:
         Raises:
             PrefillError: arguments of another kind or in another order, or videos of different
                 encoders.
-            ModelError: no such model, or its checkpoint did not make the cache, or is not found.
+            ModelError: no such model, its checkpoint did not make the cache or is not found, or the
+                tokenizer is of another one.
         """
         self._runs = find_model(model)
         self._model = self._runs.plain
         self._tokenizer = as_tokenizer(tokenizer)
         self._videos = as_videos(video)
         check_belonging(self._videos, self._tokenizer)
-        require_made_by(self._model, self._videos[0].manifest, checkpoint=as_name(checkpoint))
+        manifest, name = self._videos[0].manifest, as_name(checkpoint)
+        directory = require_made_by(self._model, manifest, checkpoint=name)
+        if directory is not None:
+            require_vocabulary(self._tokenizer, directory)
         self._prefixes: OrderedDict[str, Any] = OrderedDict()
 
     @property
