@@ -62,7 +62,7 @@ def resolve_settings(
     Raises:
         ModelError: a setting that makes no sense, that this pipeline does not implement, or that
             contradicts the encoder.
-        ConfigError: the pixel budgets contradict each other.
+        ConfigError: the pixel budgets contradict each other, or a limit has no effect.
     """
     sampling = sampling or SamplingConfig()
     preprocess = preprocess or PreprocessConfig()
@@ -73,6 +73,7 @@ def resolve_settings(
     if patches is not None:
         _require_geometry(file, patches)
     settled = sampling.over(_own_sampling(file, sampling)).settled()
+    _refuse_idle_limits(sampling, settled, file)
     origins = dict(_origins(file, sampling, preprocess, settled))
     return ProcessorSettings(settled, _resolve_preprocess(file, preprocess), origins)
 
@@ -104,6 +105,24 @@ def _own_sampling(file: ProcessorFile, given: SamplingConfig) -> SamplingConfig:
         advice = f"{MEND}, or say --max-frames"
         max_frames = file.whole("max_frames", 2, MAX_SAMPLED_FRAMES, advice)
     return SamplingConfig(fps, num_frames, min_frames, max_frames)
+
+
+def _refuse_idle_limits(
+    given: SamplingConfig, settled: SamplingConfig, file: ProcessorFile
+) -> None:
+    """Least and most frames limit a rate; a number of frames passes over them."""
+    if settled.num_frames is None:
+        return
+    is_own = given.num_frames is None
+    source = f" of {file.path}" if is_own else ""
+    for name in ("min_frames", "max_frames"):
+        value = getattr(given, name)
+        if value is not None and (is_own or value != getattr(settled, name)):
+            raise ConfigError(
+                f"sampling.{name} = {value} has no effect beside num_frames = "
+                f"{settled.num_frames}{source}, which samples exactly so many frames; say --fps, "
+                f"which sets num_frames aside, or leave {name} out"
+            )
 
 
 def _own_rate(file: ProcessorFile) -> tuple[float | None, int | None]:

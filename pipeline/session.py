@@ -12,10 +12,10 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.cache_utils import DynamicLayer
 
-from pipeline.encoders.checkpoint import first_line
+from pipeline.encoders.checkpoint import first_line, require_vocabulary
 from pipeline.encoders.origin import require_made_by
 from pipeline.encoders.wrappers import adapter_state, find_model
-from pipeline.generation import settle
+from pipeline.generation import reads_prompt, settle
 from pipeline.prefill import PrefillInputs, build_prefill, check_belonging
 from pipeline.prompt_arguments import as_count, as_name, as_questions, as_tokenizer, as_videos
 from pipeline.store.video import CachedVideo
@@ -61,14 +61,18 @@ class Session:
         Raises:
             PrefillError: arguments of another kind or in another order, or videos of different
                 encoders.
-            ModelError: no such model, or its checkpoint did not make the cache, or is not found.
+            ModelError: no such model, its checkpoint did not make the cache or is not found, or the
+                tokenizer is of another one.
         """
         self._runs = find_model(model)
         self._model = self._runs.plain
         self._tokenizer = as_tokenizer(tokenizer)
         self._videos = as_videos(video)
         check_belonging(self._videos, self._tokenizer)
-        require_made_by(self._model, self._videos[0].manifest, checkpoint=as_name(checkpoint))
+        manifest, name = self._videos[0].manifest, as_name(checkpoint)
+        directory = require_made_by(self._model, manifest, checkpoint=name)
+        if directory is not None:
+            require_vocabulary(self._tokenizer, directory)
         self._prefixes: OrderedDict[str, Any] = OrderedDict()
 
     @property
@@ -114,12 +118,17 @@ class Session:
         """Answer several questions, ``batch_size`` at a time, in their order.
 
         Shorter questions are padded between the prefix and the question. Models whose KV cache
-        holds more than keys and values (linear attention) are asked one question at a time.
+        holds more than keys and values (linear attention) are asked one question at a time, and
+        so is every model where a setting would read the padding (``no_repeat_ngram_size``,
+        ``repetition_penalty`` and their like).
 
         Raises:
             PrefillError: as ``ask``, before anything is asked.
         """
         settings = self._settings(max_new_tokens, generation_config)
+        batch_size = as_count(batch_size, "batch_size")
+        if reads_prompt(settings, self._model.generation_config):
+            batch_size = 1
         answers: list[str] = []
         for batch in self._batches(questions, system, batch_size):
             past = copy.deepcopy(self._prefix(batch[0]))

@@ -63,7 +63,12 @@ class SamplingConfig:
         )
 
     def settled(self) -> "SamplingConfig":
-        """The same with the values of the processor class where nothing is said."""
+        """The same with the values of the processor class where nothing is said.
+
+        Beside ``num_frames`` the others count for nothing, so they are those of the class too.
+        """
+        if self.num_frames is not None:
+            return dataclasses.replace(PROCESSOR_SAMPLING, num_frames=self.num_frames)
         return self.over(PROCESSOR_SAMPLING)
 
 

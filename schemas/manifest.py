@@ -181,11 +181,15 @@ class Manifest:
 
     def require_same(self, other: "Manifest", *, where: str) -> None:
         """Raise CacheMismatchError naming each field in which ``other`` differs."""
-        differing = list(_differences(self.identity(), other.identity()))
+        mine, theirs = (
+            {**each.identity(), "preprocess": dataclasses.asdict(each.preprocess)}
+            for each in (self, other)
+        )
+        differing = list(_differences(mine, theirs))
         if differing:
             lines = "; ".join(
-                f"{name}: cache has {mine!r}, this build {theirs!r}"
-                for name, mine, theirs in differing
+                f"{name}: cache has {left!r}, this build {right!r}"
+                for name, left, right in differing
             )
             raise CacheMismatchError(
                 f"{where} was built with another configuration ({lines}). "

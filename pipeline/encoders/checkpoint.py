@@ -66,7 +66,7 @@ def load_tokenizer(model: str, revision: str | None = None) -> PreTrainedTokeniz
         ModelError: it is missing or cannot be loaded.
     """
     directory = locate_checkpoint(model, revision)
-    if not any((directory / name).is_file() for name in _TOKENIZER_FILES):
+    if not _has_tokenizer(directory):
         raise ModelError(
             f"{directory} holds no tokenizer; expected one of {', '.join(_TOKENIZER_FILES)}, so "
             "fetch the whole checkpoint"
@@ -77,6 +77,36 @@ def load_tokenizer(model: str, revision: str | None = None) -> PreTrainedTokeniz
         raise ModelError(
             f"{directory}: the tokenizer cannot be loaded: {first_line(error)}"
         ) from error
+
+
+def _has_tokenizer(directory: Path) -> bool:
+    return any((directory / name).is_file() for name in _TOKENIZER_FILES)
+
+
+_same_vocabulary: WeakKeyDictionary[PreTrainedTokenizerBase, set[tuple[Path, int]]] = (
+    WeakKeyDictionary()
+)
+"""Checkpoints a tokenizer was found to agree with, and the size of its vocabulary then."""
+
+
+def require_vocabulary(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+    """Raise ModelError unless a tokenizer has every token of a checkpoint's own by the same id.
+
+    Further tokens are fine. A folder without a tokenizer has nothing to compare with.
+    """
+    kept = _same_vocabulary.setdefault(tokenizer, set())
+    key = directory, len(tokenizer)
+    if key in kept or not _has_tokenizer(directory):
+        return
+    given = tokenizer.get_vocab()
+    for token, token_id in load_tokenizer(str(directory)).get_vocab().items():
+        if given.get(token) != token_id:
+            raise ModelError(
+                f"the tokenizer {tokenizer.name_or_path!r} has id {given.get(token)} for "
+                f"{token!r}, that of the model's checkpoint {str(directory)!r} has {token_id}; "
+                "give the tokenizer of the same checkpoint"
+            )
+    kept.add(key)
 
 
 def check_markers(directory: Path, tokenizer: PreTrainedTokenizerBase) -> None:

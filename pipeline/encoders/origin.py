@@ -37,10 +37,12 @@ class VisionFiles:
     """What the files of a checkpoint hold of its vision encoder.
 
     Attributes:
+        directory: where they lie.
         digest: as ``EncoderIdentity.weights_digest``.
         first_weights: the first ones of the patch embedding, float32.
     """
 
+    directory: Path
     digest: str
     first_weights: Tensor
 
@@ -49,7 +51,9 @@ _known: WeakKeyDictionary[Any, dict[tuple[object, ...], VisionFiles]] = WeakKeyD
 """What was read for a model, by where it was read and the type of the cache."""
 
 
-def require_made_by(model: Any, manifest: Manifest, *, checkpoint: str | None = None) -> None:
+def require_made_by(
+    model: Any, manifest: Manifest, *, checkpoint: str | None = None
+) -> Path | None:
     """Raise unless this model's checkpoint made the cache of ``manifest``.
 
     The vision weights are read once per model, and once per process from the same files. Of an
@@ -60,13 +64,16 @@ def require_made_by(model: Any, manifest: Manifest, *, checkpoint: str | None = 
         manifest: of the cache.
         checkpoint: local directory or hub id to believe instead of the name in the model.
 
+    Returns:
+        The folder of the checkpoint's files; None for an imported cache.
+
     Raises:
         ModelError: another checkpoint, or one that cannot be found; the message says which.
     """
     encoder = manifest.encoder
     _require_kind(model, encoder)
     if manifest.is_imported:
-        return
+        return None
     kept = _known.setdefault(model, {})
     key = checkpoint, manifest.about.get("revision"), _name(model), encoder.dtype
     if key not in kept:
@@ -74,6 +81,7 @@ def require_made_by(model: Any, manifest: Manifest, *, checkpoint: str | None = 
     if kept[key].digest != encoder.weights_digest:
         name = checkpoint or _name(model)
         raise ModelError(_other_weights(name, encoder, manifest.about.get("model")))
+    return kept[key].directory
 
 
 def require_vision_files(directory: Path, encoder: EncoderIdentity) -> None:
@@ -110,7 +118,7 @@ def require_model_type(directory: Path, encoder: EncoderIdentity) -> None:
 @lru_cache(maxsize=64)
 def _read(directory: Path, model_type: str, dtype: str, stamp: object) -> VisionFiles:
     tower = load_tower(directory, model_type, torch.device("cpu"), TORCH_DTYPES[dtype])
-    return VisionFiles(digest_tower(tower), _first_weights(tower))
+    return VisionFiles(directory, digest_tower(tower), _first_weights(tower))
 
 
 def _stamp(directory: Path) -> str:

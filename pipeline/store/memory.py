@@ -121,10 +121,16 @@ def this_device(device: str | torch.device) -> torch.device:
 
     try:
         found = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise ConfigError(f"device {device!r} is none that torch knows: {error}") from error
-    if found.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device {str(device)!r} cannot be used on this machine; try 'cpu'")
+        torch.empty(0, device=found)
+    except TypeError as error:
+        raise ConfigError(
+            f"device {device!r} is not possible: expected a name as 'cpu' or 'cuda:0'"
+        ) from error
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(
+            f"device {str(device)!r} cannot be used on this machine: {reason}; try 'cpu'"
+        ) from error
     is_numbered = found.type != "cuda" or found.index is not None
     return found if is_numbered else torch.device("cuda", torch.cuda.current_device())
 

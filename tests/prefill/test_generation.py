@@ -115,6 +115,10 @@ def test_least_lengths_of_the_answer_are_honoured(session, model, clip, video):
         {"use_cache": False},
         {"num_return_sequences": 2, "do_sample": True},
         {"prompt_lookup_num_tokens": 3},
+        {"assistant_early_exit": 1},
+        {"is_assistant": True},
+        {"use_mtp": True},
+        {"token_healing": True},
     ],
     ids=str,
 )
@@ -164,6 +168,67 @@ def test_other_settings_give_what_the_model_gives(session, model, clip, video, s
         plain = {} if "output_scores" in settings else settings
         expected = own_answer(model, clip, video, text, max_new_tokens=6, **plain)
         assert session.ask(text, generation_config=config) == expected
+
+
+READING_THE_PROMPT = [
+    {"no_repeat_ngram_size": 1},
+    {"no_repeat_ngram_size": 2},
+    {"encoder_no_repeat_ngram_size": 1},
+    {"repetition_penalty": 1.8},
+    {"repetition_penalty": 0.5},
+    {"encoder_repetition_penalty": 3.0},
+    {"watermarking_config": {"bias": 9.0, "context_width": 1}},
+]
+
+
+def ids_of_batches(monkeypatch, model):
+    """The ids of the prompts with which a model is asked to generate, one tensor for each call."""
+    found = []
+    generate = model.generate
+
+    def watched(**inputs):
+        found.append(inputs["input_ids"])
+        return generate(**inputs)
+
+    monkeypatch.setattr(model, "generate", watched)
+    return found
+
+
+@pytest.mark.parametrize("settings", READING_THE_PROMPT, ids=str)
+@pytest.mark.parametrize("place", ["given", "of the model"])
+def test_settings_that_read_the_prompt_see_no_padding(session, model, settings, place, monkeypatch):
+    config = GenerationConfig(do_sample=False, max_new_tokens=8, min_new_tokens=8)
+    config.update(**settings) if place == "given" else model.generation_config.update(**settings)
+    alone = [session.ask(text, generation_config=config) for text in QUESTIONS]
+    asked = ids_of_batches(monkeypatch, model)
+    assert session.ask_many(QUESTIONS, generation_config=config) == alone
+    assert [len(ids) for ids in asked] == [1] * len(QUESTIONS)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0},
+        {"bad_words_ids": [[5], [6, 7]]},
+        {"sequence_bias": [[[7], 5.0], [[8, 9], -5.0]]},
+        {"suppress_tokens": [3, 4]},
+        {"begin_suppress_tokens": [3, 4]},
+        {"guidance_scale": 2.0},
+        {"exponential_decay_length_penalty": (2, 1.5)},
+        {"forced_eos_token_id": 3},
+        {"num_beams": 2},
+    ],
+    ids=str,
+)
+def test_with_other_settings_questions_share_a_batch_and_answers_stay(
+    session, model, settings, monkeypatch
+):
+    config = GenerationConfig(do_sample=False, max_new_tokens=8, **settings)
+    alone = [session.ask(text, generation_config=config) for text in QUESTIONS]
+    asked = ids_of_batches(monkeypatch, model)
+    assert session.ask_many(QUESTIONS, generation_config=config) == alone
+    assert [len(ids) for ids in asked] == [len(QUESTIONS)]
 
 
 def test_sampling_repeats_with_its_seed_and_the_config_stays_as_it_was(session):

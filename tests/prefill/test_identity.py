@@ -163,6 +163,44 @@ def test_a_tokenizer_that_writes_times_otherwise_is_refused_with_the_markers_ali
         assert "writes timestamps or video markers with other ids" in refusal(ModelError, call)
 
 
+def with_swapped_ids(directory, one, other):
+    """A tokenizer of the files in ``directory``, rewritten with the ids of two tokens swapped."""
+    path = directory / "tokenizer.json"
+    body = json.loads(path.read_text())
+    ids = body["model"]["vocab"]
+    ids[one], ids[other] = ids[other], ids[one]
+    path.write_text(json.dumps(body))
+    return AutoTokenizer.from_pretrained(directory)
+
+
+def test_a_tokenizer_that_differs_in_other_ids_alone_is_refused_by_a_session(
+    copied, tiny_model, video
+):
+    other = with_swapped_ids(copied, "!", '"')
+    message = refusal(ModelError, lambda: Session(tiny_model, other, video))
+    assert "has id 1 for '!'" in message or "has id 0 for '\"'" in message
+    assert "give the tokenizer of the same checkpoint" in message
+
+
+def test_a_tokenizer_with_further_tokens_or_saved_again_is_accepted(
+    tiny_checkpoint, tiny_model, tmp_path, video
+):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint)
+    tokenizer.save_pretrained(tmp_path / "again")
+    Session(tiny_model, AutoTokenizer.from_pretrained(tmp_path / "again"), video)
+    Session(tiny_model, tokenizer, video)
+    tokenizer.add_tokens(["<more>"])
+    Session(tiny_model, tokenizer, video)
+
+
+def test_a_model_whose_folder_has_no_tokenizer_takes_one_that_writes_the_cache(
+    copied, tokenizer, video
+):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (copied / name).unlink()
+    Session(load(copied), tokenizer, video)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_another_floating_type_of_the_same_checkpoint_is_accepted(
     tiny_checkpoint, tokenizer, video, dtype

@@ -11,7 +11,12 @@ from pipeline.encoders import load_encoder
 from pipeline.preprocess import normalize, patchify, resize_frames, target_size
 from pipeline.processor import resolve_settings
 from pipeline.sampling import sample_frame_indices
-from schemas.config import EncoderConfig, PreprocessConfig, SamplingConfig
+from schemas.config import (
+    PROCESSOR_SAMPLING,
+    EncoderConfig,
+    PreprocessConfig,
+    SamplingConfig,
+)
 from schemas.errors import ConfigError, ModelError
 from schemas.grid import PatchGeometry
 from tests.synthetic import pattern_frames
@@ -168,8 +173,7 @@ def test_the_checkpoints_sampling_is_the_default(tmp_path, settings, expected):
     ("given", "expected"),
     [
         (SamplingConfig(fps=4.0), SamplingConfig(4.0, None, 3, 6)),
-        (SamplingConfig(num_frames=5), SamplingConfig(2.0, 5, 3, 6)),
-        (SamplingConfig(max_frames=9), SamplingConfig(2.0, 8, 3, 9)),
+        (SamplingConfig(num_frames=5), SamplingConfig(2.0, 5, 4, 768)),
         (SamplingConfig(4.0, None, 1, 2), SamplingConfig(4.0, None, 1, 2)),
     ],
     ids=str,
@@ -179,6 +183,28 @@ def test_what_a_build_says_of_sampling_wins_and_a_rate_sets_a_number_aside(
 ):
     own = {"num_frames": 8, "min_frames": 3, "max_frames": 6}
     assert resolved(tmp_path, own, sampling=given).sampling == expected
+
+
+@pytest.mark.parametrize("name", ["min_frames", "max_frames"])
+def test_a_limit_beside_the_checkpoints_number_of_frames_is_refused_by_name(tmp_path, name):
+    for value in (3, getattr(PROCESSOR_SAMPLING, name)):
+        given = SamplingConfig(**{name: value})
+        message = refusal(tmp_path, {"num_frames": 6, "fps": None}, sampling=given)
+        assert message.startswith(f"sampling.{name} = {value} has no effect beside num_frames = 6 ")
+        assert "say --fps, which sets num_frames aside" in message
+
+
+@pytest.mark.parametrize("name", ["min_frames", "max_frames"])
+def test_a_limit_beside_a_number_of_frames_of_the_build_is_refused_by_name(tmp_path, name):
+    given = SamplingConfig(num_frames=5, **{name: 3})
+    with pytest.raises(ConfigError, match=rf"sampling\.{name} = 3 has no effect beside num_frames"):
+        resolved(tmp_path, {}, sampling=given)
+
+
+def test_limits_count_for_nothing_where_the_number_of_frames_is_given(tmp_path):
+    idle = [{}, {"max_frames": 20}, {"min_frames": 9}, {"max_frames": 2, "min_frames": 1}]
+    found = [resolved(tmp_path, {"num_frames": 4, "fps": None} | own).sampling for own in idle]
+    assert set(found) == {SamplingConfig(2.0, 4, 4, 768)}
 
 
 def test_a_number_of_frames_sets_the_checkpoints_rate_aside(tmp_path):

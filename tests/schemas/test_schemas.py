@@ -143,6 +143,17 @@ def test_every_compared_field_is_named_when_it_differs():
     assert "fusion.window: cache has 3, this build 5" in str(caught.value)
 
 
+def test_a_usual_factor_is_told_where_another_one_differs():
+    usual = manifest()
+    other = manifest(preprocess=dataclasses.replace(usual.preprocess, rescale_factor=0.5))
+    with pytest.raises(CacheMismatchError) as caught:
+        usual.require_same(other, where="cache/")
+    assert f"preprocess.rescale_factor: cache has {1 / 255}, this build 0.5" in str(caught.value)
+    with pytest.raises(CacheMismatchError) as caught:
+        other.require_same(usual, where="cache/")
+    assert f"preprocess.rescale_factor: cache has 0.5, this build {1 / 255}" in str(caught.value)
+
+
 def test_one_token_and_all_tokens_are_different_budgets():
     one, every = FusionConfig(budget=1), FusionConfig(budget=1.0)
     assert manifest(fusion=one).fingerprint != manifest(fusion=every).fingerprint

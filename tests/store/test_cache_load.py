@@ -343,10 +343,18 @@ def test_opening_listing_and_querying_never_import_torch(cache):
     )
 
 
-def test_a_device_that_is_not_there_is_refused(cache):
-    for device in ("bogus", "cuda" if not torch.cuda.is_available() else "cuda:99"):
-        with pytest.raises((ConfigError, RuntimeError), match="device"):
-            cache.load("a/b.mp4", device=device)
+WRONG_DEVICES = [
+    *("bogus", "", "cuda:-1", "cuda:99", "cpu:x", "fpga", "hpu", "privateuseone", "lazy"),
+    *(None, -1, True, 3.5, ["cpu"]),
+]
+
+
+@pytest.mark.parametrize("device", WRONG_DEVICES, ids=repr)
+def test_a_device_that_is_not_there_is_refused_in_one_line(cache, device):
+    for load in (cache.load, lambda name, **options: cache.load_many([name], **options)):
+        with pytest.raises(ConfigError, match=r"^device ") as caught:
+            load("a/b.mp4", device=device)
+        assert "\n" not in str(caught.value)
 
 
 def test_ids_that_are_no_text_and_a_text_for_many_ids_are_refused(cache):
