@@ -26,7 +26,8 @@ MOMENT = dt.datetime(2024, 5, 6, 7, 8, 9, 123456)
 
 CARRIED = [
     (pa.timestamp("us"), MOMENT, None),
-    (pa.timestamp("ms"), MOMENT.replace(microsecond=123000), None),
+    (pa.timestamp("ms"), MOMENT.replace(microsecond=123000), pa.timestamp("us")),
+    (pa.timestamp("s"), dt.datetime(9999, 12, 31), pa.timestamp("us")),
     (pa.timestamp("ns"), pd.Timestamp("2024-05-06 07:08:09.123456789"), None),
     (pa.timestamp("us", "UTC"), MOMENT.replace(tzinfo=dt.UTC), None),
     (pa.timestamp("us", "Europe/Berlin"), MOMENT.replace(tzinfo=dt.UTC), None),
@@ -260,8 +261,9 @@ def schema(**columns):
         (pa.int64(), pa.float64()),
         (pa.float64(), pa.int32()),
         (pa.null(), pa.string()),
-        (pa.timestamp("us"), pa.timestamp("ns")),
+        (pa.time32("ms"), pa.time64("ns")),
         (pa.decimal128(5, 2), pa.decimal128(9, 4)),
+        (pa.decimal128(38, 9), pa.decimal128(29, 2)),
         (pa.struct([("a", pa.int64())]), pa.struct([("b", pa.string())])),
         (pa.list_(pa.null()), pa.list_(pa.string())),
     ],
@@ -281,6 +283,13 @@ def test_a_column_may_join_that_of_an_earlier_build_where_its_values_do(there, g
         (pa.uint64(), pa.int64()),
         (pa.timestamp("us"), pa.timestamp("us", "UTC")),
         (pa.timestamp("us"), pa.date32()),
+        (pa.timestamp("us"), pa.timestamp("ns")),
+        (pa.timestamp("ns", "UTC"), pa.timestamp("us", "UTC")),
+        (pa.list_(pa.timestamp("us")), pa.list_(pa.timestamp("ns"))),
+        (pa.decimal128(38, 9), pa.decimal128(38, 0)),
+        (pa.decimal128(10, 2), pa.decimal128(38, 0)),
+        (pa.list_(pa.decimal128(38, 9)), pa.list_(pa.decimal128(38, 0))),
+        (pa.struct([("a", pa.decimal128(38, 9))]), pa.struct([("a", pa.decimal128(38, 0))])),
         (pa.list_(pa.int64()), pa.int64()),
         (pa.list_(pa.int64()), pa.list_(pa.string())),
         (pa.struct([("a", pa.int64())]), pa.struct([("a", pa.string())])),
@@ -326,3 +335,37 @@ def test_a_damaged_video_keeps_its_columns(tmp_path):
 def test_columns_of_all_sources_have_one_type(tmp_path):
     refs = find_videos([write_jsonl(tmp_path, {"x": 1}, {"x": 0.5}, {"y": [1]}, {})])
     assert further_columns(refs) == schema(x=pa.float64(), y=pa.list_(pa.int64()))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (
+            pa.scalar(dt.datetime(9999, 12, 31), pa.timestamp("us")),
+            pa.scalar(1_577_836_800_123_456_789, pa.timestamp("ns")),
+        ),
+        (
+            pa.scalar(decimal.Decimal("1.5"), pa.decimal128(38, 9)),
+            pa.scalar(decimal.Decimal("3"), pa.decimal128(38, 0)),
+        ),
+    ],
+    ids=["times", "decimals"],
+)
+def test_values_that_one_column_cannot_hold_exactly_are_refused(tmp_path, one, other):
+    for name, value in (("a", one), ("b", other)):
+        table = pa.table(
+            {"video_id": [name], "uri": [f"{name}.mp4"], "x": pa.array([value], value.type)}
+        )
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+    with pytest.raises(CorpusError, match="column 'x' holds values of two types") as caught:
+        find_videos([str(tmp_path / "a.parquet"), str(tmp_path / "b.parquet")])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_whole_numbers_that_a_double_would_round_are_refused(tmp_path, order):
+    rows = [{"x": 2**53 + 1}, {"x": 0.5}][::order]
+    with pytest.raises(CorpusError, match=r"column 'x' holds 9007199254740993 for 'v[01]'"):
+        find_videos([write_jsonl(tmp_path, *rows)])
+    refs = find_videos([write_jsonl(tmp_path, {"x": 2**53}, {"x": 0.5})])
+    assert further_columns(refs) == schema(x=pa.float64())
