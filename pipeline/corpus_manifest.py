@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from schemas.columns import scalars, stored_type
+from schemas.columns import repeats_a_key, scalars, stored_type
 from schemas.errors import CorpusError
 from schemas.index import INDEX_SCHEMA
 from schemas.video import Scalar
@@ -112,6 +112,11 @@ def _scalar(where: str, name: str, value: object) -> Scalar:
                 f"{where}: column {name!r} holds {value!r}, which is not valid Unicode text. "
                 "Write it anew."
             ) from error
+    if isinstance(value, pa.Scalar) and repeats_a_key(value.as_py(), value.type):
+        raise CorpusError(
+            f"{where}: column {name!r} holds a map in which a key repeats, which SQL cannot read: "
+            f"{value.as_py()!r}. Make its keys differ."
+        )
     if value is None or isinstance(value, str | bool | float | pa.Scalar):
         return value
     if isinstance(value, int) and value in _INT64:

@@ -48,6 +48,22 @@ def _scalar(value: Scalar) -> pa.Scalar:
     return value if isinstance(value, pa.Scalar) else pa.scalar(value, type_of(value))
 
 
+def repeats_a_key(value: Any, kind: pa.DataType) -> bool:
+    """Whether a map in ``value``, as Python has values of type ``kind``, has one key twice."""
+    t = pa.types
+    if value is None or not t.is_nested(kind):
+        return False
+    if t.is_struct(kind):
+        return any(repeats_a_key(value[field.name], field.type) for field in kind)
+    if not t.is_map(kind):
+        return any(repeats_a_key(inner, kind.value_type) for inner in value)
+    keys = [key for key, _ in value]
+    return len({repr(key) for key in keys}) < len(keys) or any(
+        repeats_a_key(key, kind.key_type) or repeats_a_key(inner, kind.item_type)
+        for key, inner in value
+    )
+
+
 def stored_type(kind: pa.DataType) -> pa.DataType | None:
     """The type that the index gives a column of type ``kind``, None if it cannot hold one.
 

@@ -369,3 +369,23 @@ def test_whole_numbers_that_a_double_would_round_are_refused(tmp_path, order):
         find_videos([write_jsonl(tmp_path, *rows)])
     refs = find_videos([write_jsonl(tmp_path, {"x": 2**53}, {"x": 0.5})])
     assert further_columns(refs) == schema(x=pa.float64())
+
+
+MAP = pa.map_(pa.string(), pa.int64())
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        (MAP, [("a", 1), ("a", 2)]),
+        (pa.map_(pa.struct([("x", pa.int8())]), pa.int8()), [({"x": 1}, 1), ({"x": 1}, 2)]),
+        (pa.list_(MAP), [[("a", 1)], [("a", 1), ("a", 1)]]),
+        (pa.struct([("m", MAP)]), {"m": [("a", 1), ("a", 2)]}),
+        (pa.map_(pa.string(), MAP), [("a", [("b", 1), ("b", 2)])]),
+    ],
+    ids=str,
+)
+def test_a_map_with_one_key_twice_is_refused_by_column_and_row(tmp_path, kind, value):
+    with pytest.raises(CorpusError, match="row 3: column 'x' holds a map") as caught:
+        find_videos([manifest_of(tmp_path, kind, None, None, value)])
+    assert "\n" not in str(caught.value)
