@@ -35,6 +35,9 @@ _EXPLAIN = re.compile(
     re.IGNORECASE | re.DOTALL | re.VERBOSE,
 )
 
+_AS_TEXT = frozenset({"TIME WITH TIME ZONE", "BIT", "BIGNUM"})
+"""Types of DuckDB that Arrow does not have."""
+
 _COPY = re.compile(r"\bcopy\b", re.IGNORECASE)
 
 
@@ -192,6 +195,13 @@ def _nearest(
 
 
 def _answer(relation: duckdb.DuckDBPyRelation) -> pa.Table:
+    kinds = [str(kind) for kind in relation.types]
+    if not _AS_TEXT.isdisjoint(kinds):
+        shown = []
+        for place, (name, kind) in enumerate(zip(relation.columns, kinds, strict=True), start=1):
+            cast = "::VARCHAR" if kind in _AS_TEXT else ""
+            shown.append(f"#{place}{cast} AS " + _quoted(name, '"'))
+        relation = relation.project(", ".join(shown))
     table = relation.to_arrow_table()
     names = [name.lower() for name in table.column_names]
     if len(set(names)) == len(names):

@@ -54,6 +54,15 @@ def test_an_answer_that_cannot_be_shown_is_one_line(root):
     assert (result.exit_code, len(result.stderr.splitlines())) == (1, 1)
 
 
+def test_types_that_arrow_lacks_are_text_beside_columns_of_one_name(root):
+    sql = "SELECT 1 AS x, '01'::BIT AS x, '0'::BIT AS \"a\"\"b\" FROM index LIMIT 1"
+    assert rows(root, sql) == [{"x": 1, "x_1": "01", 'a"b': "0"}]
+
+
+def test_a_histogram_of_lists_is_printed(root):
+    assert rows(root, "SELECT histogram([1]) AS n FROM index") == [{"n": [[[1], 2]]}]
+
+
 def test_clauses_alone_show_what_a_condition_shows(root):
     assert rows(root, "ORDER BY video_id DESC LIMIT 1") == rows(root, "video_id = 'b'")
 
@@ -77,7 +86,19 @@ def test_clauses_alone_show_what_a_condition_shows(root):
         ("[DATE '2024-05-06']", ["2024-05-06"]),
         ("TIME '07:08:09'", "07:08:09"),
         ("INTERVAL '1 day 90 seconds'", "P0M1DT90S"),
+        ("INTERVAL '100000000.000001 seconds'", "P0M0DT100000000.000001S"),
+        ("INTERVAL '-1 month -1.5 seconds'", "P-1M0DT-1.5S"),
+        ("[INTERVAL '1234567.25 seconds']", ["P0M0DT1234567.25S"]),
+        ("TIMETZ '01:02:03.5+02'", "01:02:03.5+02"),
+        ("TIME_NS '01:02:03.123456789'", "01:02:03.123456789"),
+        ("TIME '07:08:09.25'", "07:08:09.250000"),
+        ("'0101'::BIT", "0101"),
+        ("12345678901234567890123456789012345678901::BIGNUM", f"{'1234567890' * 4}1"),
         ("'ab'::BLOB", "6162"),
+        ("MAP {[1, 2]: 'x'}", [[[1, 2], "x"]]),
+        ("[MAP {{'a': 1}: 2}]", [[[{"a": 1}, 2]]]),
+        ("MAP {'ab'::BLOB: 1}", {"6162": 1}),
+        ("MAP {DATE '2024-05-06': 1}", {"2024-05-06": 1}),
     ],
 )
 def test_every_kind_of_value_is_json(root, sql, value):
