@@ -95,6 +95,8 @@ def _ask(
 ) -> pa.Table:
     import duckdb
 
+    if not isinstance(sql, str):
+        raise QueryError(f"the query is {sql!r}; expected SQL as text")
     if not sql.strip():
         raise QueryError("the query is empty; expected a condition such as keep_ratio < 0.4")
     with duckdb.connect(":memory:") as connection:

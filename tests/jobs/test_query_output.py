@@ -8,6 +8,9 @@ import pytest
 from click.testing import CliRunner
 
 from jobs.cli import cli
+from pipeline.cache import open_cache
+from pipeline.corpus import find_videos
+from schemas.errors import ConfigError, QueryError
 from tests.store.sample_cache import build, make_sample
 
 
@@ -106,3 +109,55 @@ def test_every_kind_of_value_is_json(root, sql, value):
     assert rows(root, whole) == [{"x": value}]
     for style in ("table", "csv"):
         assert query(root, whole, style)
+
+
+LONG = "x" * 300
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["query", f"{{folder}}/{LONG}", "fps > 0"],
+        ["status", f"{{folder}}/{LONG}"],
+        ["verify", f"{{folder}}/{LONG}"],
+        ["show", f"{{folder}}/{LONG}/cache", "a"],
+        ["compact", "x/" * 3000],
+        ["plan", f"{{folder}}/{LONG}.mp4", "--out", "{folder}/out"],
+        ["plan", f"{{folder}}/{LONG}/a.mp4", "--out", "{folder}/out"],
+        ["plan", f"{{folder}}/{LONG}/*.mp4", "--out", "{folder}/out"],
+        ["plan", f"{{folder}}/{LONG}.csv", "--out", "{folder}/out"],
+        ["plan", f"@{{folder}}/{LONG}.txt", "--out", "{folder}/out"],
+        ["plan", "{folder}/a.mp4", "--out", f"{{folder}}/{LONG}"],
+    ],
+)
+def test_a_name_that_is_too_long_is_refused_in_one_line(tmp_path, arguments):
+    (tmp_path / "a.mp4").touch()
+    result = CliRunner().invoke(cli, [each.format(folder=tmp_path) for each in arguments])
+    assert isinstance(result.exception, SystemExit), result.exception
+    assert result.exit_code in (1, 2)
+    assert len([line for line in result.stderr.splitlines() if "rror" in line]) == 1
+
+
+def test_a_listed_path_that_is_too_long_is_a_video_without_a_file(tmp_path):
+    (tmp_path / "list.txt").write_text("y" * 5000 + ".mp4\n")
+    (ref,) = find_videos([f"@{tmp_path / 'list.txt'}"])
+    assert ref.size_bytes == -1
+
+
+@pytest.mark.parametrize("place", [None, 3, b"cache", "a\0b"])
+def test_what_is_no_place_is_refused_in_one_line(place):
+    with pytest.raises(ConfigError) as caught:
+        open_cache(place)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("sql", [None, b"fps > 0", 3, ["fps > 0"]])
+def test_a_query_that_is_no_text_is_refused(root, sql):
+    with pytest.raises(QueryError, match="expected SQL as text"):
+        open_cache(root).query(sql)
+
+
+@pytest.mark.parametrize("ahead", ["x", 1.5, -1, True])
+def test_reading_ahead_by_no_number_is_refused(root, ahead):
+    with pytest.raises(ConfigError, match="ahead is"):
+        next(open_cache(root).stream(ahead=ahead))
