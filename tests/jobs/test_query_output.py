@@ -66,6 +66,30 @@ def test_a_histogram_of_lists_is_printed(root):
     assert rows(root, "SELECT histogram([1]) AS n FROM index") == [{"n": [[[1], 2]]}]
 
 
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "-- all\ntokens_before > 0",
+        "--all\ntokens_before > 0",
+        "-tokens_before < 0",
+        "-fps < 0 OR true",
+    ],
+)
+def test_sql_may_begin_with_a_dash(root, sql):
+    assert [row["video_id"] for row in rows(root, sql)] == ["a", "b"]
+
+
+def test_a_video_id_may_begin_with_a_dash(root):
+    result = CliRunner().invoke(cli, ["show", str(root), "-rf.mp4"])
+    assert "-rf.mp4" in result.stderr
+    assert "option" not in result.stderr
+
+
+def test_an_unknown_option_of_query_is_an_error(root):
+    result = CliRunner().invoke(cli, ["query", str(root), "fps > 0", "--formt", "csv"])
+    assert result.exit_code == 2
+
+
 def test_clauses_alone_show_what_a_condition_shows(root):
     assert rows(root, "ORDER BY video_id DESC LIMIT 1") == rows(root, "video_id = 'b'")
 
