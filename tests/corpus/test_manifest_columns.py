@@ -203,12 +203,13 @@ def csv_columns(folder, *lines):
 
 
 @pytest.mark.parametrize(
-    "word", ["", "nan", "NaN", "NAN", "NA", "N/A", "n/a", "null", "NULL", "None"]
+    "word",
+    ["", "nan", "NaN", "-nan", "NA", "N/A", "n/a", "#N/A", "<NA>", "null", "NULL", "None"],
 )
-@pytest.mark.parametrize(("number", "value"), [("3", 3), ("0.5", 0.5), ("-1e3", -1000.0)])
-def test_a_word_for_no_number_is_null_and_the_column_stays_one_of_numbers(
-    tmp_path, word, number, value
-):
+@pytest.mark.parametrize(
+    ("number", "value"), [("3", 3), ("0.5", 0.5), ("-1e3", -1000.0), ("TRUE", True)]
+)
+def test_a_word_for_no_value_is_null_and_the_column_keeps_its_type(tmp_path, word, number, value):
     lines = ["video_id,uri,score", f"a,a.mp4,{number}", f"b,b.mp4,{word}"]
     assert csv_columns(tmp_path, *lines) == [{"score": value}, {"score": None}]
 
@@ -216,12 +217,47 @@ def test_a_word_for_no_number_is_null_and_the_column_stays_one_of_numbers(
 def test_such_a_word_among_texts_is_text(tmp_path):
     lines = ["video_id,uri,country", "a,a.mp4,NA", "b,b.mp4,DE", "c,c.mp4,None"]
     assert [row["country"] for row in csv_columns(tmp_path, *lines)] == ["NA", "DE", "None"]
-    lines = ["video_id,uri,country", "a,a.mp4,NA"]
-    assert csv_columns(tmp_path, *lines) == [{"country": "NA"}]
 
 
-def test_a_column_of_nothing_but_nan_holds_nothing(tmp_path):
-    lines = ["video_id,uri,score", "a,a.mp4,nan", "b,b.mp4,", "c,c.mp4,NaN"]
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("+1", 1),
+        ("9223372036854775807", 2**63 - 1),
+        ("-9223372036854775808", -(2**63)),
+        ("9223372036854775808", "9223372036854775808"),
+        (".5", 0.5),
+        ("-.5e1", -5.0),
+        ("1.", 1.0),
+        ("+1.5", 1.5),
+        ("inf", float("inf")),
+        ("-Infinity", float("-inf")),
+        ("+INF", float("inf")),
+        ("007", "007"),
+        (".", "."),
+        ("1_000", "1_000"),
+        ("\u0663", "\u0663"),
+        ("True", True),
+        ("yes", "yes"),
+    ],
+)
+def test_numbers_in_a_csv_are_read_as_programs_write_them(tmp_path, text, value):
+    (found,) = csv_columns(tmp_path, "video_id,uri,x", f"a,a.mp4,{text}")
+    assert found == {"x": value}
+    assert type(found["x"]) is type(value)
+
+
+def test_a_blank_after_a_closing_quote_is_refused_with_the_cure(tmp_path):
+    with pytest.raises(
+        CorpusError, match=r"line 2: not valid CSV.* no blank follows them"
+    ) as caught:
+        csv_columns(tmp_path, "video_id,uri,x", 'a, "a.mp4" ,"x"')
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("word", ["nan", "NA", "NULL", "<NA>"])
+def test_a_column_of_nothing_but_such_words_holds_nothing(tmp_path, word):
+    lines = ["video_id,uri,score", f"a,a.mp4,{word}", "b,b.mp4,", "c,c.mp4,NaN"]
     assert [row["score"] for row in csv_columns(tmp_path, *lines)] == [None, None, None]
 
 
