@@ -259,12 +259,13 @@ def _add(chosen: dict[str, VideoRef], ref: VideoRef) -> None:
     other = chosen.setdefault(ref.video_id, ref)
     if other.path != ref.path and not _is_same_file(other.path, ref.path):
         raise CorpusError(
-            f"video_id {ref.video_id!r} would stand for two files: {other.path} and {ref.path}. "
-            "Name the videos yourself in a manifest with the columns video_id and uri."
+            f"video_id {ref.video_id!r} would stand for two files: {other.path!r} and "
+            f"{ref.path!r}. Name the videos yourself in a "
+            "manifest with the columns video_id and uri."
         )
     if other.extra != ref.extra:
         raise CorpusError(
-            f"video_id {ref.video_id!r} ({ref.path}) is named twice with different columns: "
+            f"video_id {ref.video_id!r} ({ref.path!r}) is named twice with different columns: "
             f"{dict(other.extra)} and {dict(ref.extra)}. Name it once."
         )
 
