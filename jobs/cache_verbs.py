@@ -35,7 +35,7 @@ def status(cache: str, failed: bool, style: str) -> None:
     _echo(render_rows(rows, style))
 
 
-@click.command()
+@click.command(context_settings={"ignore_unknown_options": True})
 @click.argument("cache", type=CacheLocation())
 @click.argument("sql")
 @format_option("table")
@@ -57,7 +57,7 @@ def query(cache: str, sql: str, style: str) -> None:
     _echo(render_rows(rows_of(found), style, columns=found.column_names))
 
 
-@click.command()
+@click.command(context_settings={"ignore_unknown_options": True})
 @click.argument("cache", type=CacheLocation())
 @click.argument("video_id")
 @click.option("--map", "with_map", is_flag=True, help="Draw which tokens of each frame are kept.")

@@ -31,16 +31,31 @@ def rows_of(table: pa.Table) -> list[dict[str, Any]]:
     import pyarrow.compute as pc
 
     for place, field in enumerate(table.schema):
-        if pa.types.is_timestamp(field.type):
+        if pa.types.is_timestamp(field.type) or pa.types.is_time(field.type):
             texts = table.column(place).cast(pa.string())
             texts = pc.replace_substring_regex(texts, r"\.0+(Z|[+-]\d+)?$", r"\1")
             table = table.set_column(place, field.name, texts)
     try:
-        rows: list[dict[str, Any]] = table.to_pylist(maps_as_pydicts="lossy")
+        columns = [_values(column) for column in table.columns]
     except (ValueError, OverflowError) as error:
         reason = " ".join(str(error).split())
         raise QueryError(f"an answer cannot be shown: {reason}. Ask for x::VARCHAR.") from error
-    return rows
+    return [dict(zip(table.column_names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def _values(column: pa.ChunkedArray) -> list[Any]:
+    """Values as Python has them; maps are pairs where one has lists, structs or maps for keys."""
+    maps = None if _has_nested_keys(column.type) else "lossy"
+    values: list[Any] = column.to_pylist(maps_as_pydicts=maps)
+    return values
+
+
+def _has_nested_keys(kind: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    inner = [kind.field(n).type for n in range(kind.num_fields)]
+    is_one = pa.types.is_map(kind) and pa.types.is_nested(kind.key_type)
+    return is_one or any(map(_has_nested_keys, inner))
 
 
 def render_rows(
@@ -108,7 +123,7 @@ def _plain(value: Any) -> Any:
         case None | bool() | int() | str():
             return value
         case Mapping():
-            return {str(name): _plain(inner) for name, inner in value.items()}
+            return {_text(name): _plain(inner) for name, inner in value.items()}
         case Decimal():
             return int(value) if value == value.to_integral_value() else float(value)
         case datetime():
@@ -116,15 +131,22 @@ def _plain(value: Any) -> Any:
         case date() | time():
             return value.isoformat()
         case timedelta():
-            return f"P{value.days}DT{value.seconds + value.microseconds / 10**6:g}S"
+            nanoseconds = value.seconds * 10**9 + value.microseconds * 1000
+            return f"P{value.days}DT{_seconds(nanoseconds)}S"
         case bytes():
             return value.hex()
         case (months, days, nanoseconds) if hasattr(value, "nanoseconds"):  # SQL's INTERVAL
-            return f"P{months}M{days}DT{nanoseconds / 10**9:g}S"
+            return f"P{months}M{days}DT{_seconds(nanoseconds)}S"
         case list() | tuple():
             return [_plain(inner) for inner in value]
         case _:
             return str(value)
+
+
+def _seconds(nanoseconds: int) -> str:
+    whole, rest = divmod(abs(nanoseconds), 10**9)
+    digits = f"{whole}.{rest:09d}".rstrip("0").rstrip(".")
+    return f"-{digits}" if nanoseconds < 0 else digits
 
 
 def _csv_row(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -177,6 +177,8 @@ class TokenCache:
         Raises:
             TokenreelError: as ``load``, at the turn of the video in question.
         """
+        if not (ahead is None or (type(ahead) is int and ahead >= 0)):
+            raise ConfigError(f"ahead is {ahead!r}; expected how many videos, 0 or more, or None")
         threads = self.storage.reads_at_once
         load = partial(
             self._load_whole, budget=budget, threshold=threshold, device=this_device(device)
@@ -246,8 +248,10 @@ def several(video_ids: Iterable[str]) -> Iterable[str]:
     """``video_ids``, unless it is a single id.
 
     Raises:
-        ConfigError: text, whose letters would be taken for ids.
+        ConfigError: text, whose letters would be taken for ids, or what holds no ids.
     """
+    if not isinstance(video_ids, Iterable):
+        raise ConfigError(f"video_ids is {video_ids!r}; give a list of ids")
     if isinstance(video_ids, str):
         raise ConfigError(f"video_ids is the text {video_ids!r}; give a list of ids")
     return video_ids

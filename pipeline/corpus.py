@@ -3,12 +3,14 @@
 Only names and sizes are looked at; no video is opened.
 """
 
+# ruff: noqa: PTH112, PTH113 - pathlib raises for a name too long, os.path finds no file
 import difflib
 import os
 import stat
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from os.path import isdir, isfile
 from pathlib import Path
 
 from pipeline.corpus_columns import further_columns
@@ -125,11 +127,11 @@ def _list_remote(source: str, others: Counter[str]) -> tuple[bool, list[VideoRef
 
 def _list_local(source: str, others: Counter[str]) -> tuple[bool, list[VideoRef]]:
     path = Path(_local_path(source, "corpus source"))
-    if path.suffix.lower() in MANIFEST_SUFFIXES and path.is_file():
+    if path.suffix.lower() in MANIFEST_SUFFIXES and isfile(path):
         return True, _list_manifest(path, str(path), folder=str(path.parent))
-    if path.is_dir():
+    if isdir(path):
         return False, _list_folder(path, is_video_path, others)
-    if path.is_file():
+    if isfile(path):
         if path.suffix.lower() in LIST_SUFFIXES:
             raise CorpusError(_no_manifest(source))
         return False, [_stat_ref(path.name, str(path))]
@@ -153,7 +155,7 @@ def _list_paths(source: str) -> list[VideoRef]:
     for line in read_list(source):
         path = _resolved(line.text, line.where, folder)
         suffix = suffix_of(path)
-        if suffix in LIST_SUFFIXES or suffix in MANIFEST_SUFFIXES or Path(path).is_dir():
+        if suffix in LIST_SUFFIXES or suffix in MANIFEST_SUFFIXES or isdir(path):
             raise CorpusError(
                 f"{line.where}: {line.text!r} is no file of a video. A list names videos; give "
                 "folders and manifests themselves as corpus."
@@ -207,7 +209,7 @@ def _list_pattern(pattern: Path, others: Counter[str]) -> list[VideoRef]:
     """Files that match, below the part of the pattern before its first wildcard."""
     fixed, wanted = split_pattern(pattern.parts)
     root = Path(*fixed)
-    if not root.is_dir():
+    if not isdir(root):
         raise CorpusError(_not_found(str(pattern), root))
     depth = max_depth(wanted)
     return _list_folder(root, taken_by(wanted), others, depth=depth, pattern=wanted)
@@ -257,12 +259,13 @@ def _add(chosen: dict[str, VideoRef], ref: VideoRef) -> None:
     other = chosen.setdefault(ref.video_id, ref)
     if other.path != ref.path and not _is_same_file(other.path, ref.path):
         raise CorpusError(
-            f"video_id {ref.video_id!r} would stand for two files: {other.path} and {ref.path}. "
-            "Name the videos yourself in a manifest with the columns video_id and uri."
+            f"video_id {ref.video_id!r} would stand for two files: {other.path!r} and "
+            f"{ref.path!r}. Name the videos yourself in a "
+            "manifest with the columns video_id and uri."
         )
     if other.extra != ref.extra:
         raise CorpusError(
-            f"video_id {ref.video_id!r} ({ref.path}) is named twice with different columns: "
+            f"video_id {ref.video_id!r} ({ref.path!r}) is named twice with different columns: "
             f"{dict(other.extra)} and {dict(ref.extra)}. Name it once."
         )
 
@@ -293,10 +296,10 @@ def _local_path(uri: str, where: str, *, folder: str = "") -> str:
 
 
 def _not_found(source: str, path: Path) -> str:
-    if os.path.lexists(path) and not path.is_dir():
+    if os.path.lexists(path) and not isdir(path):
         return f"corpus source {source!r} is not a file or folder that can be read"
     missing, parent = path.name, path.parent
-    while not parent.is_dir():
+    while not isdir(parent):
         missing, parent = parent.name, parent.parent
     names = sorted(entry.name for entry in parent.iterdir())
     near = difflib.get_close_matches(missing, names, n=1)

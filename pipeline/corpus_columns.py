@@ -1,6 +1,6 @@
 """Further columns of a corpus: one spelling and one type each, also beside those of a cache."""
 
-from collections.abc import Iterable
+from collections.abc import Collection
 
 import pyarrow as pa
 
@@ -8,15 +8,20 @@ from schemas.columns import common_type, type_of
 from schemas.errors import CorpusError
 from schemas.video import VideoRef
 
+_EXACT = 2**53
+"""Up to here a double holds every whole number."""
 
-def further_columns(refs: Iterable[VideoRef]) -> pa.Schema:
+
+def further_columns(refs: Collection[VideoRef]) -> pa.Schema:
     """The further columns of all ``refs``, each of the type that fits its values.
 
     Raises:
-        CorpusError: two spellings of one name, or values whose types do not join.
+        CorpusError: two spellings of one name, values whose types do not join, or whole numbers
+            among decimal ones that a double would round.
     """
     spelling: dict[str, str] = {}
     found: dict[str, tuple[pa.DataType, VideoRef]] = {}
+    joined_doubles: set[str] = set()
     for ref in refs:
         for name, value in ref.extra.items():
             spelled = spelling.setdefault(name.lower(), name)
@@ -36,7 +41,22 @@ def further_columns(refs: Iterable[VideoRef]) -> pa.Schema:
                     f"{other.video_id!r} and {value!r} for {ref.video_id!r}. Make them one type."
                 )
             found[name] = (joined, other if joined == known else ref)
+            if joined == pa.float64() and pa.null() not in (known, kind):
+                joined_doubles.add(name)
+    for name in joined_doubles:
+        _require_exact(name, refs)
     return pa.schema([(name, kind) for name, (kind, _) in found.items()])
+
+
+def _require_exact(name: str, refs: Collection[VideoRef]) -> None:
+    for ref in refs:
+        value = ref.extra.get(name)
+        number = value.as_py() if isinstance(value, pa.Scalar) else value
+        if isinstance(number, int) and abs(number) > _EXACT:
+            raise CorpusError(
+                f"column {name!r} holds {number} for {ref.video_id!r} beside decimal numbers, with "
+                "which it would be rounded. Store the column as text."
+            )
 
 
 def require_same_columns(corpus: pa.Schema, cache: pa.Schema, *, where: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from schemas.columns import scalars, stored_type
+from schemas.columns import repeats_a_key, scalars, stored_type
 from schemas.errors import CorpusError
 from schemas.index import INDEX_SCHEMA
 from schemas.video import Scalar
@@ -20,11 +20,13 @@ from schemas.video import Scalar
 MANIFEST_SUFFIXES = frozenset({".csv", ".jsonl", ".parquet"})
 
 _INT64 = range(-(2**63), 2**63)
-_WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,17})")
-_DECIMAL = re.compile(r"-?(0|[1-9][0-9]{0,14})(\.[0-9]+)?([eE][+-]?[0-9]+)?")
+_WHOLE = re.compile(r"[+-]?(0|[1-9][0-9]{0,18})")
+_DECIMAL = re.compile(
+    r"[+-]?(((0|[1-9][0-9]{0,14})(\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]+)?|inf(inity)?)", re.IGNORECASE
+)
 _URI_NAMES = ("uri", "path")
-_MISSING = frozenset({"nan", "na", "n/a", "null", "none"})
-"""What programs write for a missing number, in small letters."""
+_MISSING = frozenset({"nan", "-nan", "na", "n/a", "#n/a", "<na>", "null", "none"})
+"""What programs write for a missing value, in small letters."""
 
 _PANDAS_INDEX = re.compile(r"__index_level_[0-9]+__")
 """Names that pandas gives to row numbers it stores."""
@@ -46,9 +48,9 @@ def read_manifest(path: Path, name: str) -> Iterator[ManifestRow]:
     Messages call it ``name``.
 
     Blanks round the fields of a CSV are dropped. Its values become int, float or bool where the
-    whole column is written so, and None where they are empty or, among numbers, NA or nan; "007"
-    and numbers too long for their type stay text. Parquet columns keep the type Parquet gives them
-    (pandas' row numbers are left out), lists and objects in JSON become lists and structs.
+    whole column is written so, and None where they are empty or, unless among text, NA or nan;
+    "007" and numbers too long for their type stay text. Parquet columns keep the type Parquet gives
+    them (pandas' row numbers are left out), lists and objects in JSON become lists and structs.
 
     Raises:
         CorpusError: a file, line, column or value that cannot be read, with its place.
@@ -112,6 +114,11 @@ def _scalar(where: str, name: str, value: object) -> Scalar:
                 f"{where}: column {name!r} holds {value!r}, which is not valid Unicode text. "
                 "Write it anew."
             ) from error
+    if isinstance(value, pa.Scalar) and repeats_a_key(value.as_py(), value.type):
+        raise CorpusError(
+            f"{where}: column {name!r} holds a map in which a key repeats, which SQL cannot read: "
+            f"{value.as_py()!r}. Make its keys differ."
+        )
     if value is None or isinstance(value, str | bool | float | pa.Scalar):
         return value
     if isinstance(value, int) and value in _INT64:
@@ -132,7 +139,10 @@ def _read_csv(path: Path, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
             if fields not in ([], [""]):
                 rows.append((reader.line_num, fields))
     except csv.Error as error:
-        raise CorpusError(f"{name}, line {reader.line_num}: not valid CSV: {error}") from error
+        raise CorpusError(
+            f"{name}, line {reader.line_num}: not valid CSV: {error}. Quotes enclose a whole "
+            "field, and no blank follows them."
+        ) from error
     if not rows:
         raise CorpusError(f"{name} is empty, expected a first line with column names")
     _, names = rows.pop(0)
@@ -160,23 +170,31 @@ def _read_csv(path: Path, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
 def _typed(texts: list[str]) -> list[Scalar]:
     """One CSV column: of the first type in which all of it is written, None where empty.
 
-    The usual words for a missing number are empty in a column of numbers, and text in one of text;
-    nan is empty also where nothing else is written.
+    The usual words for a missing value are empty too, but for a column of text, where they may
+    mean something else.
     """
-    given = [text for text in texts if text]
-    if all(text.lower() in ("true", "false") for text in given):
-        return [text.lower() == "true" if text else None for text in texts]
-    numbers = [text for text in given if text.lower() not in _MISSING]
-    is_missing = [text.lower() in ("", *_MISSING) for text in texts]
-    if all(text.lower() == "nan" for text in given):
-        return [None] * len(texts)
-    for pattern, convert in ((_WHOLE, int), (_DECIMAL, float)):
-        if numbers and all(map(pattern.fullmatch, numbers)):
-            return [
-                None if missing else convert(text)
-                for text, missing in zip(texts, is_missing, strict=True)
-            ]
+    given = [text for text in texts if text.lower() not in ("", *_MISSING)]
+    for is_written, convert in (
+        (_is_truth, _truth),
+        (_is_int64, int),
+        (_DECIMAL.fullmatch, float),
+    ):
+        if all(map(is_written, given)):
+            kept = frozenset(given)
+            return [convert(text) if text in kept else None for text in texts]
     return [text or None for text in texts]
+
+
+def _is_truth(text: str) -> bool:
+    return text.lower() in ("true", "false")
+
+
+def _truth(text: str) -> bool:
+    return text.lower() == "true"
+
+
+def _is_int64(text: str) -> bool:
+    return _WHOLE.fullmatch(text) is not None and int(text) in _INT64
 
 
 def _read_jsonl(path: Path, name: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -48,12 +48,28 @@ def _scalar(value: Scalar) -> pa.Scalar:
     return value if isinstance(value, pa.Scalar) else pa.scalar(value, type_of(value))
 
 
+def repeats_a_key(value: Any, kind: pa.DataType) -> bool:
+    """Whether a map in ``value``, as Python has values of type ``kind``, has one key twice."""
+    t = pa.types
+    if value is None or not t.is_nested(kind):
+        return False
+    if t.is_struct(kind):
+        return any(repeats_a_key(value[field.name], field.type) for field in kind)
+    if not t.is_map(kind):
+        return any(repeats_a_key(inner, kind.value_type) for inner in value)
+    keys = [key for key, _ in value]
+    return len({repr(key) for key in keys}) < len(keys) or any(
+        repeats_a_key(key, kind.key_type) or repeats_a_key(inner, kind.item_type)
+        for key, inner in value
+    )
+
+
 def stored_type(kind: pa.DataType) -> pa.DataType | None:
     """The type that the index gives a column of type ``kind``, None if it cannot hold one.
 
     Parquet has one type for all texts, one for all bytes and one for all lists, and no categories.
-    What DuckDB reads otherwise from Parquet than from memory is not held: durations, decimal
-    numbers of more than 38 digits.
+    Points in time have microseconds or nanoseconds. What DuckDB reads otherwise from Parquet than
+    from memory is not held: durations, decimal numbers of more than 38 digits.
     """
     t = pa.types
     if t.is_dictionary(kind) or t.is_run_end_encoded(kind):
@@ -71,8 +87,8 @@ def stored_type(kind: pa.DataType) -> pa.DataType | None:
         pa.date64(): pa.date32(),
         pa.time32("s"): pa.time32("ms"),
     }
-    if t.is_timestamp(kind) and kind.unit == "s":
-        return pa.timestamp("ms", kind.tz)
+    if t.is_timestamp(kind) and kind.unit in ("s", "ms"):
+        return pa.timestamp("us", kind.tz)
     is_refused = (
         t.is_duration(kind) or t.is_interval(kind) or isinstance(kind, pa.BaseExtensionType)
     )
@@ -101,7 +117,11 @@ def joined_type(kinds: Iterable[pa.DataType]) -> pa.DataType | None:
 
 
 def common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
-    """A type for values of both: numbers join numbers, null joins all, None if there is none."""
+    """A type for values of both: numbers join numbers, null joins all, None if there is none.
+
+    Nanoseconds since 1970 end in 2262, so that points in time that have them join no others.
+    Doubles round whole numbers beyond 2**53.
+    """
     t = pa.types
     if one.equals(other) or t.is_null(other):
         return one
@@ -116,6 +136,8 @@ def common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
             t.is_unsigned_integer(one) and t.is_unsigned_integer(other)
         )
         return None if is_beyond else _unified(one, other)
+    if t.is_timestamp(one) and t.is_timestamp(other) and "ns" in (one.unit, other.unit):
+        return None
     is_of_a_kind = one.id == other.id and getattr(one, "tz", None) == getattr(other, "tz", None)
     return _unified(one, other) if is_of_a_kind or (t.is_time(one) and t.is_time(other)) else None
 
@@ -146,9 +168,10 @@ def _common_nested(one: Any, other: Any) -> pa.DataType | None:
 
 
 def _unified(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
-    """Arrow's common type of two types of a kind."""
+    """Arrow's common type of two types of a kind, None if DuckDB does not know it."""
     schemas = [pa.schema([("", kind)]) for kind in (one, other)]
     try:
-        return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
+        unified = pa.unify_schemas(schemas, promote_options="permissive").field(0).type
     except (pa.ArrowTypeError, pa.ArrowInvalid):
         return None
+    return None if pa.types.is_decimal256(unified) else unified

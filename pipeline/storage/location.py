@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from pathlib import Path
@@ -36,9 +37,14 @@ def open_storage(location: Location) -> Storage:
     Nothing is read yet.
 
     Raises:
-        ConfigError: another kind of URL, or one without a bucket.
+        ConfigError: no text or path, another kind of URL, one without a bucket, or a path that no
+            file can have.
     """
+    if not isinstance(location, str | os.PathLike):
+        raise ConfigError(f"{location!r} is no place of a cache; expected a folder or URL as text")
     text = os.fspath(location)
+    if not isinstance(text, str):
+        raise ConfigError(f"{text!r} is no place of a cache; expected text, not bytes")
     scheme = scheme_of(text)
     if any(text.startswith(f"{remote}:/") for remote in REMOTE_SCHEMES) and not scheme:
         raise ConfigError(
@@ -49,9 +55,20 @@ def open_storage(location: Location) -> Storage:
         from pipeline.storage.objects import ObjectStorage
 
         return ObjectStorage(text)
-    if scheme:
-        return LocalStorage(Path(local_path(text)))
-    return LocalStorage(Path(text))
+    return LocalStorage(_possible(Path(local_path(text) if scheme else text)))
+
+
+def _possible(path: Path) -> Path:
+    try:
+        path.lstat()
+    except ValueError as error:
+        raise ConfigError(f"{str(path)!r} is no path: {error}") from error
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise ConfigError(
+                f"the name of {str(path)!r} is too long; give the cache a shorter one"
+            ) from error
+    return path
 
 
 def local_path(url: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,18 @@ _EXPECTED = (
     "expected one SELECT over index (or FROM, WITH, VALUES, PIVOT, DESCRIBE, SUMMARIZE, EXPLAIN), "
     "or a condition such as keep_ratio < 0.4"
 )
+
+_EXPLAIN = re.compile(
+    r"""(?:\s|--[^\n]*\n|/\*.*?\*/)*          # blanks and comments
+    EXPLAIN\b\s*(?:ANALY[SZ]E\b)?
+    \s*(?:\(\s*(?:FORMAT|ANALY[SZ]E)\b[^()]*\))?  # options""",
+    re.IGNORECASE | re.DOTALL | re.VERBOSE,
+)
+
+_AS_TEXT = frozenset({"TIME WITH TIME ZONE", "BIT", "BIGNUM"})
+"""Types of DuckDB that Arrow does not have."""
+
+_COPY = re.compile(r"\bcopy\b", re.IGNORECASE)
 
 
 def query_table(table: pa.Table, sql: str, *, columns: str = "*") -> pa.Table:
@@ -64,16 +77,15 @@ def query_files(
     """
 
     def make_view(connection: duckdb.DuckDBPyConnection) -> None:
-        connection.register("overlay", overlay)
         files = _list_of(map(_quoted, paths))
         connection.execute(f"SET allowed_paths = {files}")
         names = ", ".join(_quoted(name, '"') for name in overlay.column_names)
-        connection.execute(
-            f"CREATE VIEW index AS SELECT {names} FROM ("
+        connection.sql(  # DuckDB finds the variable, and gives it no name that a query could use
+            f"SELECT {names} FROM ("
             f"SELECT * FROM read_parquet({files}, union_by_name = true) "
             "WHERE video_id NOT IN (SELECT video_id FROM overlay) "
             "UNION ALL BY NAME SELECT * FROM overlay)"
-        )
+        ).create_view("index")
 
     return _ask(sql, columns, make_view)
 
@@ -83,6 +95,8 @@ def _ask(
 ) -> pa.Table:
     import duckdb
 
+    if not isinstance(sql, str):
+        raise QueryError(f"the query is {sql!r}; expected SQL as text")
     if not sql.strip():
         raise QueryError("the query is empty; expected a condition such as keep_ratio < 0.4")
     with duckdb.connect(":memory:") as connection:
@@ -112,7 +126,6 @@ def _whole_statement(connection: duckdb.DuckDBPyConnection, sql: str, columns: s
     """
     import duckdb
 
-    kinds = duckdb.StatementType
     selected = f"SELECT {columns} FROM index"
     failures = []
     for form in (sql, f"{selected} WHERE {sql}", f"{selected} {sql}"):
@@ -121,14 +134,50 @@ def _whole_statement(connection: duckdb.DuckDBPyConnection, sql: str, columns: s
         except duckdb.ParserException as error:
             failures.append(error)
             continue
-        if [each.type for each in statements] not in (
-            [kinds.SELECT],
-            [kinds.EXPLAIN],
-            [kinds.MULTI],
-        ):
+        if len(statements) != 1 or not _is_query(connection, form):
             raise QueryError(f"query {sql!r}: {_EXPECTED}")
         return form
     raise _nearest(sql, *failures)
+
+
+def _is_query(connection: duckdb.DuckDBPyConnection, statement: str) -> bool:
+    """Whether ``statement``, or what it explains, is of a kind that cannot write.
+
+    That is what can stand in parentheses after FROM, where no COPY may be in a WITH clause. DuckDB
+    takes PIVOT apart, so that there the word itself is refused.
+
+    Raises:
+        duckdb.BinderException: a COPY in a WITH clause.
+    """
+    import duckdb
+
+    kinds = duckdb.StatementType
+    inner = _EXPLAIN.sub("", _without_semicolon(statement), count=1)
+    in_parentheses = f"FROM ({inner}\n)"
+    try:
+        found = [connection.extract_statements(each) for each in (inner, in_parentheses)]
+    except duckdb.ParserException:
+        return False
+    types = [each.type for statements in found for each in statements]
+    has_copy = _COPY.search(inner) is not None
+    if types == [kinds.SELECT] * 2:
+        if has_copy:
+            connection.sql(in_parentheses)
+        return True
+    return types == [kinds.MULTI] * 2 and not has_copy
+
+
+def _without_semicolon(statement: str) -> str:
+    import duckdb
+
+    data = statement.encode()
+    end = len(data)
+    for begin, kind in reversed(duckdb.tokenize(statement)):
+        if kind == duckdb.token_type.comment or data[begin:end].strip() == b";":
+            end = begin
+        else:
+            break
+    return data[:end].decode()
 
 
 def _nearest(
@@ -148,6 +197,13 @@ def _nearest(
 
 
 def _answer(relation: duckdb.DuckDBPyRelation) -> pa.Table:
+    kinds = [str(kind) for kind in relation.types]
+    if not _AS_TEXT.isdisjoint(kinds):
+        shown = []
+        for place, (name, kind) in enumerate(zip(relation.columns, kinds, strict=True), start=1):
+            cast = "::VARCHAR" if kind in _AS_TEXT else ""
+            shown.append(f"#{place}{cast} AS " + _quoted(name, '"'))
+        relation = relation.project(", ".join(shown))
     table = relation.to_arrow_table()
     names = [name.lower() for name in table.column_names]
     if len(set(names)) == len(names):

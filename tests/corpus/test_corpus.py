@@ -504,3 +504,11 @@ def test_contents_are_not_read_and_neither_torch_nor_av_is_imported(folder):
     )
     (folder / "b.mp4").chmod(0)
     subprocess.run([sys.executable, "-c", code, str(folder)], check=True)
+
+
+def test_two_names_with_one_id_are_refused_in_one_line(tmp_path):
+    (tmp_path / "a\nb.mp4").touch()
+    (tmp_path / "a\\nb.mp4").touch()
+    with pytest.raises(CorpusError, match="would stand for two files") as caught:
+        find_videos([str(tmp_path)])
+    assert "\n" not in str(caught.value)

@@ -26,7 +26,8 @@ MOMENT = dt.datetime(2024, 5, 6, 7, 8, 9, 123456)
 
 CARRIED = [
     (pa.timestamp("us"), MOMENT, None),
-    (pa.timestamp("ms"), MOMENT.replace(microsecond=123000), None),
+    (pa.timestamp("ms"), MOMENT.replace(microsecond=123000), pa.timestamp("us")),
+    (pa.timestamp("s"), dt.datetime(9999, 12, 31), pa.timestamp("us")),
     (pa.timestamp("ns"), pd.Timestamp("2024-05-06 07:08:09.123456789"), None),
     (pa.timestamp("us", "UTC"), MOMENT.replace(tzinfo=dt.UTC), None),
     (pa.timestamp("us", "Europe/Berlin"), MOMENT.replace(tzinfo=dt.UTC), None),
@@ -202,12 +203,13 @@ def csv_columns(folder, *lines):
 
 
 @pytest.mark.parametrize(
-    "word", ["", "nan", "NaN", "NAN", "NA", "N/A", "n/a", "null", "NULL", "None"]
+    "word",
+    ["", "nan", "NaN", "-nan", "NA", "N/A", "n/a", "#N/A", "<NA>", "null", "NULL", "None"],
 )
-@pytest.mark.parametrize(("number", "value"), [("3", 3), ("0.5", 0.5), ("-1e3", -1000.0)])
-def test_a_word_for_no_number_is_null_and_the_column_stays_one_of_numbers(
-    tmp_path, word, number, value
-):
+@pytest.mark.parametrize(
+    ("number", "value"), [("3", 3), ("0.5", 0.5), ("-1e3", -1000.0), ("TRUE", True)]
+)
+def test_a_word_for_no_value_is_null_and_the_column_keeps_its_type(tmp_path, word, number, value):
     lines = ["video_id,uri,score", f"a,a.mp4,{number}", f"b,b.mp4,{word}"]
     assert csv_columns(tmp_path, *lines) == [{"score": value}, {"score": None}]
 
@@ -215,12 +217,47 @@ def test_a_word_for_no_number_is_null_and_the_column_stays_one_of_numbers(
 def test_such_a_word_among_texts_is_text(tmp_path):
     lines = ["video_id,uri,country", "a,a.mp4,NA", "b,b.mp4,DE", "c,c.mp4,None"]
     assert [row["country"] for row in csv_columns(tmp_path, *lines)] == ["NA", "DE", "None"]
-    lines = ["video_id,uri,country", "a,a.mp4,NA"]
-    assert csv_columns(tmp_path, *lines) == [{"country": "NA"}]
 
 
-def test_a_column_of_nothing_but_nan_holds_nothing(tmp_path):
-    lines = ["video_id,uri,score", "a,a.mp4,nan", "b,b.mp4,", "c,c.mp4,NaN"]
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("+1", 1),
+        ("9223372036854775807", 2**63 - 1),
+        ("-9223372036854775808", -(2**63)),
+        ("9223372036854775808", "9223372036854775808"),
+        (".5", 0.5),
+        ("-.5e1", -5.0),
+        ("1.", 1.0),
+        ("+1.5", 1.5),
+        ("inf", float("inf")),
+        ("-Infinity", float("-inf")),
+        ("+INF", float("inf")),
+        ("007", "007"),
+        (".", "."),
+        ("1_000", "1_000"),
+        ("\u0663", "\u0663"),
+        ("True", True),
+        ("yes", "yes"),
+    ],
+)
+def test_numbers_in_a_csv_are_read_as_programs_write_them(tmp_path, text, value):
+    (found,) = csv_columns(tmp_path, "video_id,uri,x", f"a,a.mp4,{text}")
+    assert found == {"x": value}
+    assert type(found["x"]) is type(value)
+
+
+def test_a_blank_after_a_closing_quote_is_refused_with_the_cure(tmp_path):
+    with pytest.raises(
+        CorpusError, match=r"line 2: not valid CSV.* no blank follows them"
+    ) as caught:
+        csv_columns(tmp_path, "video_id,uri,x", 'a, "a.mp4" ,"x"')
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("word", ["nan", "NA", "NULL", "<NA>"])
+def test_a_column_of_nothing_but_such_words_holds_nothing(tmp_path, word):
+    lines = ["video_id,uri,score", f"a,a.mp4,{word}", "b,b.mp4,", "c,c.mp4,NaN"]
     assert [row["score"] for row in csv_columns(tmp_path, *lines)] == [None, None, None]
 
 
@@ -260,8 +297,9 @@ def schema(**columns):
         (pa.int64(), pa.float64()),
         (pa.float64(), pa.int32()),
         (pa.null(), pa.string()),
-        (pa.timestamp("us"), pa.timestamp("ns")),
+        (pa.time32("ms"), pa.time64("ns")),
         (pa.decimal128(5, 2), pa.decimal128(9, 4)),
+        (pa.decimal128(38, 9), pa.decimal128(29, 2)),
         (pa.struct([("a", pa.int64())]), pa.struct([("b", pa.string())])),
         (pa.list_(pa.null()), pa.list_(pa.string())),
     ],
@@ -281,6 +319,13 @@ def test_a_column_may_join_that_of_an_earlier_build_where_its_values_do(there, g
         (pa.uint64(), pa.int64()),
         (pa.timestamp("us"), pa.timestamp("us", "UTC")),
         (pa.timestamp("us"), pa.date32()),
+        (pa.timestamp("us"), pa.timestamp("ns")),
+        (pa.timestamp("ns", "UTC"), pa.timestamp("us", "UTC")),
+        (pa.list_(pa.timestamp("us")), pa.list_(pa.timestamp("ns"))),
+        (pa.decimal128(38, 9), pa.decimal128(38, 0)),
+        (pa.decimal128(10, 2), pa.decimal128(38, 0)),
+        (pa.list_(pa.decimal128(38, 9)), pa.list_(pa.decimal128(38, 0))),
+        (pa.struct([("a", pa.decimal128(38, 9))]), pa.struct([("a", pa.decimal128(38, 0))])),
         (pa.list_(pa.int64()), pa.int64()),
         (pa.list_(pa.int64()), pa.list_(pa.string())),
         (pa.struct([("a", pa.int64())]), pa.struct([("a", pa.string())])),
@@ -326,3 +371,57 @@ def test_a_damaged_video_keeps_its_columns(tmp_path):
 def test_columns_of_all_sources_have_one_type(tmp_path):
     refs = find_videos([write_jsonl(tmp_path, {"x": 1}, {"x": 0.5}, {"y": [1]}, {})])
     assert further_columns(refs) == schema(x=pa.float64(), y=pa.list_(pa.int64()))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (
+            pa.scalar(dt.datetime(9999, 12, 31), pa.timestamp("us")),
+            pa.scalar(1_577_836_800_123_456_789, pa.timestamp("ns")),
+        ),
+        (
+            pa.scalar(decimal.Decimal("1.5"), pa.decimal128(38, 9)),
+            pa.scalar(decimal.Decimal("3"), pa.decimal128(38, 0)),
+        ),
+    ],
+    ids=["times", "decimals"],
+)
+def test_values_that_one_column_cannot_hold_exactly_are_refused(tmp_path, one, other):
+    for name, value in (("a", one), ("b", other)):
+        table = pa.table(
+            {"video_id": [name], "uri": [f"{name}.mp4"], "x": pa.array([value], value.type)}
+        )
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+    with pytest.raises(CorpusError, match="column 'x' holds values of two types") as caught:
+        find_videos([str(tmp_path / "a.parquet"), str(tmp_path / "b.parquet")])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_whole_numbers_that_a_double_would_round_are_refused(tmp_path, order):
+    rows = [{"x": 2**53 + 1}, {"x": 0.5}][::order]
+    with pytest.raises(CorpusError, match=r"column 'x' holds 9007199254740993 for 'v[01]'"):
+        find_videos([write_jsonl(tmp_path, *rows)])
+    refs = find_videos([write_jsonl(tmp_path, {"x": 2**53}, {"x": 0.5})])
+    assert further_columns(refs) == schema(x=pa.float64())
+
+
+MAP = pa.map_(pa.string(), pa.int64())
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        (MAP, [("a", 1), ("a", 2)]),
+        (pa.map_(pa.struct([("x", pa.int8())]), pa.int8()), [({"x": 1}, 1), ({"x": 1}, 2)]),
+        (pa.list_(MAP), [[("a", 1)], [("a", 1), ("a", 1)]]),
+        (pa.struct([("m", MAP)]), {"m": [("a", 1), ("a", 2)]}),
+        (pa.map_(pa.string(), MAP), [("a", [("b", 1), ("b", 2)])]),
+    ],
+    ids=str,
+)
+def test_a_map_with_one_key_twice_is_refused_by_column_and_row(tmp_path, kind, value):
+    with pytest.raises(CorpusError, match="row 3: column 'x' holds a map") as caught:
+        find_videos([manifest_of(tmp_path, kind, None, None, value)])
+    assert "\n" not in str(caught.value)

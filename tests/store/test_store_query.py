@@ -73,6 +73,8 @@ def test_statements_that_describe_or_turn_the_table_are_answered(ask):
     assert ask("UNPIVOT index ON tokens_after").num_rows == 4
     assert "explain_value" in ask("EXPLAIN SELECT 1").column_names
     assert "explain_value" in ask("EXPLAIN ANALYZE FROM index").column_names
+    assert "explain_value" in ask("-- why?\nexplain (FORMAT json) FROM index; -- so").column_names
+    assert ask("SELECT codec AS copy FROM index; -- a copy").num_rows == 4
 
 
 def test_clauses_show_the_columns_that_a_condition_shows(ask):
@@ -111,7 +113,13 @@ def test_a_sum_keeps_all_its_digits(ask):
         ("DELETE FROM index", "expected one SELECT"),
         ("CREATE TABLE x AS SELECT 1", "expected one SELECT"),
         ("COPY index TO '{folder}/out.csv'", "expected one SELECT"),
-        ("EXPLAIN ANALYZE COPY index TO '{folder}/out.csv'", "disabled"),
+        ("EXPLAIN ANALYZE COPY index TO '{folder}/out.csv'", "expected one SELECT"),
+        ("EXPLAIN ANALYZE CREATE TABLE x AS SELECT 1", "expected one SELECT"),
+        ("EXPLAIN DROP VIEW index", "expected one SELECT"),
+        ("EXPLAIN LOAD httpfs", "expected one SELECT"),
+        ("EXPLAIN ANALYZE EXECUTE x", "expected one SELECT"),
+        ("CREATE TABLE x AS PIVOT index ON codec", "expected one SELECT"),
+        ("FROM overlay", "overlay"),
         ("EXPORT DATABASE '{folder}/out'", "expected one SELECT"),
         ("ATTACH '{folder}/out.db'", "expected one SELECT"),
         ("INSTALL httpfs", "expected one SELECT"),
@@ -143,3 +151,51 @@ def test_what_is_no_query_of_this_one_table_is_refused_in_one_line(ask, tmp_path
         ask(sql.format(folder=tmp_path))
     assert "\n" not in str(caught.value)
     assert sorted(tmp_path.iterdir()) == before
+
+
+WRITE = "COPY (SELECT 1 AS video_id) TO '{file}' (FORMAT parquet, USE_TMP_FILE false)"
+PIVOTED = WRITE.replace("SELECT 1 AS video_id", "PIVOT (SELECT 1 AS a, 2 AS b) ON a")
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        WRITE,
+        f"EXPLAIN {WRITE}",
+        f"EXPLAIN ANALYZE {WRITE}",
+        f"explain analyse {WRITE};",
+        f"EXPLAIN (ANALYZE) {WRITE}",
+        f"EXPLAIN (FORMAT json, ANALYZE) {WRITE}",
+        f"/* a */ EXPLAIN /* b */ ANALYZE {WRITE}",
+        f"-- a\nEXPLAIN ANALYZE -- b\n{WRITE}",
+        PIVOTED,
+        f"EXPLAIN ANALYZE {PIVOTED}",
+        f"WITH a AS ({WRITE}) SELECT 1",
+        f"WITH a AS ({WRITE}) FROM a",
+        f"EXPLAIN ANALYZE WITH a AS ({WRITE}) FROM a",
+        f"WITH a AS ({WRITE}) PIVOT (SELECT 1 AS a, 2 AS b) ON a",
+        f"PIVOT (WITH a AS ({WRITE}) SELECT 1 AS b FROM a) ON b",
+        f"FROM (WITH a AS ({WRITE}) FROM a)",
+        f"video_id IN (WITH a AS ({WRITE}) FROM a)",
+        f"1 = 1) SELECT 1; {WRITE}; SELECT (1",
+    ],
+)
+def test_no_statement_writes_into_a_file_of_the_index(tmp_path, sql):
+    file = tmp_path / "a.parquet"
+    pq.write_table(TABLE, file)
+    before = file.read_bytes()
+    with pytest.raises(QueryError):
+        query_files([str(file)], TABLE.slice(0, 0), sql.format(file=file))
+    assert file.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_sql_in_a_text_writes_into_no_file_of_the_index(tmp_path):
+    file = tmp_path / "a.parquet"
+    pq.write_table(TABLE, file)
+    before = file.read_bytes()
+    inner = f"WITH a AS (CO' || 'PY {WRITE[5:].replace(chr(39), 2 * chr(39))}) FROM a"
+    for sql in ("FROM query('{inner}')", "PIVOT (FROM query('{inner}')) ON video_id"):
+        with pytest.raises(QueryError):
+            query_files([str(file)], TABLE, sql.format(inner=inner).format(file=file))
+    assert file.read_bytes() == before
