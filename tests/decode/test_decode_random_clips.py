@@ -9,8 +9,8 @@ from schemas.config import DecodeConfig, SamplingConfig
 from schemas.errors import DecodeError
 from tests.decode.recipes import random_recipe, write_recipe
 
-BATCH = 10
-NUM_BATCHES = 24
+BATCH = 12
+NUM_BATCHES = 20
 
 
 @pytest.fixture(scope="module")
