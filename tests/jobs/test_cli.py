@@ -136,6 +136,7 @@ def test_the_demo_answers_a_question_of_every_kind_rightly_from_the_cache_and_ag
     assert "12 of 12 answers from the cache are right, the second time too." in text
 
 
+@pytest.mark.slow
 def test_the_demo_again_finds_its_videos_cached(demo, tmp_path):
     root = shutil.copytree(demo[0], tmp_path / "demo")
     again = run("demo", "--out", root).stdout
