@@ -4,15 +4,17 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.render import render_table
 from schemas.config import BuildConfig, DecodeConfig, EncoderConfig, SamplingConfig
-from schemas.errors import ConfigError
+from schemas.errors import CacheMismatchError, ConfigError, FormatVersionError
 from schemas.fusion import FusionConfig
 
 if TYPE_CHECKING:
+    from jobs.build import BuildSummary
     from pipeline.cache import TokenCache
     from pipeline.decode import FrameReader
 
@@ -64,14 +66,11 @@ def run_demo(root: Path) -> Iterator[str]:
     shutil.copytree(TRAINED, model, dirs_exist_ok=True)
     yield f"{watch.lap()} copied a small Qwen3-VL, trained on such videos, into {model}"
 
-    from jobs.build import build
-
-    config = BuildConfig(
-        sampling=SAMPLING,
-        encoder=EncoderConfig(model=str(model), device="cpu"),
-        fusion=FusionConfig(method="ttf", threshold=THRESHOLD),
-    )
-    summary = build([str(root / "videos")], root / "cache", config, progress_style="none")
+    try:
+        summary = _build_cache(root, model)
+    except (CacheMismatchError, FormatVersionError):
+        yield f"{watch.lap()} moved a cache of an earlier version to {_set_aside(root / 'cache')}"
+        summary = _build_cache(root, model)
     tally = summary.tally
     num_cached = summary.plan.num_done
     if tally.done:
@@ -82,6 +81,24 @@ def run_demo(root: Path) -> Iterator[str]:
     else:
         yield f"{watch.lap()} all {num_cached} videos were cached before"
     yield from _read_back(root, model, questions, watch)
+
+
+def _build_cache(root: Path, model: Path) -> "BuildSummary":
+    from jobs.build import build
+
+    config = BuildConfig(
+        sampling=SAMPLING,
+        encoder=EncoderConfig(model=str(model), device="cpu"),
+        fusion=FusionConfig(method="ttf", threshold=THRESHOLD),
+    )
+    return build([str(root / "videos")], root / "cache", config, progress_style="none")
+
+
+def _set_aside(cache: Path) -> Path:
+    """Rename a folder to the first free name of the form ``cache.1``."""
+    names = (cache.with_name(f"{cache.name}.{number}") for number in count(1))
+    free = next(name for name in names if not name.exists())
+    return cache.rename(free)
 
 
 def _render_videos(folder: Path) -> list[ToyQuestion]:

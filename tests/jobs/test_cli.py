@@ -144,6 +144,17 @@ def test_the_demo_again_finds_its_videos_cached(demo, tmp_path):
     assert "12 of 12 answers from the cache are right" in again
 
 
+@pytest.mark.slow
+def test_the_demo_sets_a_cache_of_other_settings_aside_and_builds_anew(demo, tmp_path):
+    root = shutil.copytree(demo[0], tmp_path / "demo", ignore=shutil.ignore_patterns("cache"))
+    one_frame_a_second = ("--model", root / "model", "--fps", "1")
+    run("build", root / "videos" / VIDEO, "--out", root / "cache", *one_frame_a_second)
+    again = run("demo", "--out", root).stdout
+    assert f"moved a cache of an earlier version to {root / 'cache.1'}" in again
+    assert "12 of 12 answers from the cache are right" in again
+    assert json.loads(run("status", root / "cache.1", "--format", "json").stdout)["videos"] == 1
+
+
 def test_status_query_show_and_verify_read_the_cache(demo):
     cache = demo[0] / "cache"
     status = run("status", cache, "--format", "json")
